@@ -1,0 +1,43 @@
+"""Turn a masked language model into a text generator."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live. They are imported when first used, so that `import diffusion_mlm` and `--help` are
+# quick: transformers takes seconds.
+_EXPORTS = {
+    "DataCollatorForMaskedDiffusion": "data_collator",
+    "DiffusionGenerationConfig": "generation_config",
+    "DiffusionGenerationOutput": "generation",
+    "DiffusionTrainer": "trainer",
+    "DiffusionTrainingArguments": "training_args",
+    "generate": "generation",
+    "load_generator": "generation",
+    "load_model": "modeling",
+    "stream": "generation",
+}
+
+__all__ = sorted([*_EXPORTS, "__version__"], key=str.casefold)
+
+if TYPE_CHECKING:
+    from .data_collator import DataCollatorForMaskedDiffusion as DataCollatorForMaskedDiffusion
+    from .generation import DiffusionGenerationOutput as DiffusionGenerationOutput
+    from .generation import generate as generate
+    from .generation import load_generator as load_generator
+    from .generation import stream as stream
+    from .generation_config import DiffusionGenerationConfig as DiffusionGenerationConfig
+    from .modeling import load_model as load_model
+    from .trainer import DiffusionTrainer as DiffusionTrainer
+    from .training_args import DiffusionTrainingArguments as DiffusionTrainingArguments
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
