@@ -1,0 +1,414 @@
+"""Denoising: what is promised at every step, for every row, whatever the model returns."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LogitsProcessorList
+from transformers.generation.logits_process import SuppressTokensLogitsProcessor
+
+from diffusion_mlm.denoising import DenoisingStep, denoise
+from diffusion_mlm.randomness import fold_in, uniform
+from diffusion_mlm.sampling import NonFiniteLogitsError, Sampling
+from diffusion_mlm.schedules import SCHEDULES, unmask_counts, unmask_counts_with_remasking
+from diffusion_mlm.unmasking import ORDERS, REMASKS
+
+NO_IDS = torch.tensor([], dtype=torch.int64)
+PLAIN = Sampling("nucleus", temperature=1.0, top_p=1.0)
+VOCABULARY, SPECIAL, PAD, MASK_ID = 7, 4, 5, 6
+FORBIDDEN = torch.tensor([SPECIAL, PAD])
+Model = Callable[[Tensor], Tensor]  # canvas (B, L) -> logits (B, L, V), row by row
+
+
+def random_model(canvas: Tensor) -> Tensor:
+    key = torch.zeros(len(canvas), dtype=torch.int64)
+    for column in canvas.unbind(-1):
+        key = fold_in(key, column)
+    return (8 * uniform(key, canvas.shape[1] * VOCABULARY) - 4).view(*canvas.shape, VOCABULARY).float()
+
+
+def one_model(winner: int) -> Model:
+    return lambda canvas: 30.0 * torch.nn.functional.one_hot(torch.full_like(canvas, winner), VOCABULARY).float()
+
+
+def tied_model(canvas: Tensor) -> Tensor:
+    return torch.zeros(*canvas.shape, VOCABULARY)
+
+
+def half_tied_model(canvas: Tensor) -> Tensor:
+    return random_model(canvas).round()
+
+
+def coarse_model(canvas: Tensor) -> Tensor:
+    return random_model(canvas).bfloat16()
+
+
+def impossible_model(canvas: Tensor) -> Tensor:
+    """Most of the vocabulary at -inf: legal, as long as one word is left."""
+    return random_model(canvas).masked_fill(torch.arange(VOCABULARY) % 2 == 1, -math.inf)
+
+
+MODELS: list[Model] = [
+    random_model,
+    one_model(0),
+    one_model(MASK_ID),
+    one_model(PAD),
+    tied_model,
+    half_tied_model,
+    coarse_model,
+    impossible_model,
+]
+SAMPLINGS = [
+    Sampling("greedy"),
+    PLAIN,
+    Sampling(),
+    Sampling("topk", 0.7, top_k=2),
+    Sampling("nucleus", 2.0, top_p=1e-9),
+]
+
+
+@st.composite
+def requests(draw) -> dict:
+    batch, length = draw(st.integers(1, 4)), draw(st.integers(1, 8))
+    cells = batch * length
+    to_fill = draw(st.lists(st.booleans(), min_size=cells, max_size=cells))
+    canvas = draw(
+        st.lists(st.integers(0, VOCABULARY - 1), min_size=cells, max_size=cells)
+    )  # masks and pads as text too
+    order = draw(st.sampled_from(ORDERS))
+    return {
+        "canvas": torch.tensor(canvas).view(batch, length),
+        "to_fill": torch.tensor(to_fill).view(batch, length),
+        "keys": torch.tensor(draw(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=batch, max_size=batch))),
+        "steps": draw(st.none() | st.integers(1, 12)),
+        "schedule": draw(st.sampled_from(sorted(SCHEDULES))),
+        "sampling": draw(st.sampled_from(SAMPLINGS)),
+        "order": order,
+        "order_noise": draw(st.sampled_from([0.0, 1.0])),
+        "order_from": draw(st.sampled_from(["distribution", "sample"])) if order == "confidence" else "distribution",
+        "remask": draw(st.sampled_from(REMASKS)),
+        "mask_id": MASK_ID,
+        "forbidden_ids": FORBIDDEN,
+    }
+
+
+def run(model: Model, request: dict, **changes: object) -> Iterator[DenoisingStep]:
+    return denoise(lambda canvas, needed: model(canvas)[needed], **{**request, **changes})
+
+
+quietly = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+
+
+@quietly
+@given(requests(), st.sampled_from(MODELS))
+def test_every_promise_holds_at_every_step(request_, model):
+    canvas, to_fill, steps = request_["canvas"], request_["to_fill"], request_["steps"]
+    masks = to_fill.sum(-1).tolist()
+    planned = []
+    for n in masks:
+        counts_of = unmask_counts if request_["remask"] == "none" else unmask_counts_with_remasking
+        planned.append(counts_of(request_["schedule"], n, steps or n) if n else [])
+    given_canvas, given_fill, random_state = canvas.clone(), to_fill.clone(), torch.get_rng_state()
+    sent = []
+
+    def counting_model(seen: Tensor, needed: Tensor) -> Tensor:
+        assert seen.shape == needed.shape and (seen[needed] == MASK_ID).all()
+        sent.append(len(seen))
+        return model(seen)[needed]
+
+    was_masked, was = to_fill, canvas.masked_fill(to_fill, MASK_ID)
+    for index, step in enumerate(denoise(counting_model, **request_)):
+        assert step.index == index
+        # 1. Nothing but the positions to fill changes, and nothing forbidden is generated.
+        assert torch.equal(step.canvas[~to_fill], given_canvas[~to_fill])
+        visible = to_fill & ~step.is_masked
+        assert not torch.isin(step.canvas[visible], torch.tensor([SPECIAL, PAD, MASK_ID])).any()
+        assert (step.canvas[step.is_masked] == MASK_ID).all()
+        # 2. What is said to have happened did happen, and nothing else did.
+        assert not (step.revealed & ~was_masked).any() and not (step.remasked & (was_masked | ~to_fill)).any()
+        assert torch.equal(step.is_masked, (was_masked & ~step.revealed) | step.remasked)
+        unchanged = ~step.revealed & ~step.remasked
+        assert torch.equal(step.canvas[unchanged], was[unchanged])
+        # 3. The plan is kept to the token, and forwards are counted.
+        for row, counts in enumerate(planned):
+            grown = counts[index] if index < len(counts) else 0
+            assert step.revealed[row].sum() - step.remasked[row].sum() == grown
+            assert step.num_forwards[row] == min(index + 1, len(counts))
+        assert sent[index] == sum(index < len(counts) for counts in planned), "rows that are done are not sent"
+        # 4. Confidence stands exactly where a generated token stands.
+        assert torch.equal(~step.confidence.isnan(), visible)
+        assert ((step.confidence[visible] > 0) & (step.confidence[visible] <= 1)).all()
+        was_masked, was = step.is_masked, step.canvas
+
+    assert not was_masked.any(), "no mask is left"
+    expected = [(min(steps or n, n) if request_["remask"] == "none" else steps or n) if n else 0 for n in masks]
+    assert [len(counts) for counts in planned] == expected
+    assert len(sent) == max(expected) and sum(sent) == sum(expected)
+    assert torch.equal(canvas, given_canvas) and torch.equal(to_fill, given_fill), "arguments are not changed"
+    assert torch.equal(torch.get_rng_state(), random_state), "the global random state is not touched"
+
+
+@settings(quietly, max_examples=100)
+@given(requests(), st.sampled_from(MODELS), st.randoms(use_true_random=False))
+def test_a_row_does_not_depend_on_its_batch(request_, model, random):
+    """Alone, in another place, or with other neighbours: the same tokens, in the same steps, equally sure."""
+    together = list(run(model, request_))
+    rows = list(range(len(request_["canvas"])))
+    groups = [[row] for row in rows] + [random.sample(rows, len(rows))]
+    for group in groups:
+        part = {name: request_[name][group] for name in ("canvas", "to_fill", "keys")}
+        apart = list(run(model, request_, **part))
+        for ours, theirs in zip(apart, together, strict=False):
+            assert torch.equal(ours.canvas, theirs.canvas[group])
+            assert torch.equal(ours.revealed, theirs.revealed[group])
+            assert torch.equal(ours.remasked, theirs.remasked[group])
+            assert torch.equal(ours.confidence.nan_to_num(-1), theirs.confidence[group].nan_to_num(-1))
+            assert torch.equal(ours.num_forwards, theirs.num_forwards[group])
+        if together:
+            finished = apart[-1].canvas if apart else part["canvas"]
+            assert torch.equal(finished, together[-1].canvas[group])
+
+
+@settings(quietly, max_examples=60)
+@given(requests(), st.sampled_from(MODELS))
+def test_equal_keys_give_equal_text_whatever_the_global_random_state(request_, model):
+    torch.manual_seed(1)
+    first = [step.canvas for step in run(model, request_)]
+    torch.manual_seed(2)
+    second = [step.canvas for step in run(model, request_)]
+    assert len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+@settings(quietly, max_examples=60)
+@given(requests(), st.sampled_from(MODELS), st.sampled_from(["confidence", "left_to_right", "entropy", "margin"]))
+def test_greedy_ignores_the_keys(request_, model, order):
+    greedy = {
+        "sampling": Sampling("greedy"),
+        "order": order,
+        "order_noise": 0.0,
+        "remask": "none",
+        "order_from": "distribution",
+    }
+    first = [step.canvas for step in run(model, request_, **greedy)]
+    second = [step.canvas for step in run(model, request_, **greedy, keys=request_["keys"] + 1)]
+    assert len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+@quietly
+@given(requests(), st.integers(0, 12), st.sampled_from([math.nan, math.inf, -math.inf]), st.data())
+def test_non_finite_logits_raise_at_the_step_where_they_appear(request_, broken_step, value, data):
+    calls = []
+
+    def model(canvas: Tensor, needed: Tensor) -> Tensor:
+        logits = random_model(canvas)[needed]
+        if len(calls) == broken_step and len(logits):
+            broken_row = data.draw(st.integers(0, len(logits) - 1))
+            logits[broken_row] = value
+            calls.append("broken")
+        else:
+            calls.append("sound")
+        return logits
+
+    made = 0
+    try:
+        for _ in denoise(model, **request_):
+            made += 1
+        assert "broken" not in calls, "a broken step must not pass"
+    except NonFiniteLogitsError:
+        assert calls[-1] == "broken" and made == broken_step
+
+
+def test_different_keys_give_different_text():
+    canvas = torch.full((40, 8), MASK_ID)
+    request_ = {"canvas": canvas, "to_fill": canvas.eq(MASK_ID), "mask_id": MASK_ID, "forbidden_ids": FORBIDDEN}
+    *_, last = run(tied_model, request_, sampling=PLAIN, keys=torch.arange(40))
+    assert len(last.canvas.unique(dim=0)) == 40
+    *_, last = run(tied_model, request_, sampling=PLAIN, keys=torch.zeros(40, dtype=torch.int64))
+    assert len(last.canvas.unique(dim=0)) == 1
+
+
+# --- single facts ----------------------------------------------------------------------------------------------------
+
+
+def example(**changes: object) -> dict:
+    canvas = torch.tensor([[1, 2, MASK_ID, MASK_ID, MASK_ID, MASK_ID, 3]])
+    request_ = {"canvas": canvas, "to_fill": canvas.eq(MASK_ID), "mask_id": MASK_ID, "forbidden_ids": FORBIDDEN}
+    return {**request_, "keys": torch.tensor([0]), "sampling": PLAIN, **changes}
+
+
+def test_a_mask_id_in_the_prefix_is_text():
+    canvas = torch.tensor([[MASK_ID, 1, MASK_ID, MASK_ID]])
+    to_fill = torch.tensor([[False, False, True, True]])
+    *_, last = run(random_model, example(canvas=canvas, to_fill=to_fill))
+    assert last.canvas[0, :2].tolist() == [MASK_ID, 1] and (last.canvas[0, 2:] < 4).all()
+    assert last.num_forwards.tolist() == [2]
+
+
+def test_positions_to_fill_that_hold_a_token_start_masked():
+    canvas = torch.tensor([[1, 2, 3]])
+    seen = []
+    list(
+        run(
+            lambda canvas: seen.append(canvas.tolist()) or tied_model(canvas),
+            example(canvas=canvas, to_fill=canvas > 1),
+        )
+    )
+    assert seen[0] == [[1, MASK_ID, MASK_ID]]
+
+
+def test_left_to_right_fills_from_the_left():
+    places = [
+        step.revealed.nonzero()[:, 1].tolist() for step in run(random_model, example(order="left_to_right", steps=2))
+    ]
+    assert places == [[2, 3], [4, 5]]
+
+
+def test_confidence_order_reveals_the_surest_position_first():
+    sureness = torch.tensor([0.0, 0.0, 1.0, 4.0, 2.0, 3.0, 0.0])
+    logits = torch.zeros(7, VOCABULARY)
+    logits[:, 1] = sureness
+    places = [
+        step.revealed.nonzero()[:, 1].item()
+        for step in run(lambda canvas: logits.expand(len(canvas), -1, -1), example(sampling=Sampling("greedy")))
+    ]
+    assert places == [3, 5, 4, 2]
+
+
+def test_large_noise_on_the_order_makes_it_random_and_its_scale_falls_to_the_last_step():
+    logits = torch.zeros(7, VOCABULARY)
+    logits[:, 1] = torch.tensor([0.0, 0.0, 1.0, 4.0, 2.0, 3.0, 0.0])
+    canvas = torch.tensor([[1, 2, MASK_ID, MASK_ID, MASK_ID, MASK_ID, 3]]).expand(8000, -1)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(8000), order_noise=1e6)
+    first, second, *_ = run(lambda canvas: logits.expand(len(canvas), -1, -1), request_)
+    assert (first.revealed[:, 2:6].double().mean(0) - 0.25).abs().max() < 0.02
+    assert (second.revealed[:, 2:6].double().mean(0) - 0.25).abs().max() < 0.02
+    small = run(lambda canvas: logits.expand(len(canvas), -1, -1), {**request_, "order_noise": 1e-6})
+    assert next(small).revealed[:, 3].all()
+
+
+@pytest.mark.parametrize(("order", "asked"), [("random", [2, 2]), ("left_to_right", [2, 2]), ("confidence", [4, 2])])
+def test_only_the_logits_that_matter_are_asked_for(order, asked):
+    sizes = []
+
+    def predict_logits(canvas: Tensor, needed: Tensor) -> Tensor:
+        sizes.append(int(needed.sum()))
+        return random_model(canvas)[needed]
+
+    list(denoise(predict_logits, **example(order=order, steps=2)))
+    assert sizes == asked
+
+
+def test_confidence_is_the_probability_before_temperature_and_truncation():
+    sampling = Sampling("nucleus", temperature=0.3, top_p=0.5)
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 9.0, 9.0, 9.0])
+    *_, last = run(lambda canvas: logits.expand(*canvas.shape, -1), example(sampling=sampling))
+    assert last.canvas[0, 2:6].tolist() == [0] * 4
+    expected = torch.softmax(logits[:4], -1)[0].expand(4)
+    torch.testing.assert_close(last.confidence[0, 2:6], expected)
+
+
+def test_confidence_belongs_to_the_token_that_stands_there_after_remasking():
+    request_ = example(remask="renoise", steps=30)
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, 9.0, 9.0, 9.0])
+    for step in run(lambda canvas: logits.expand(*canvas.shape, -1), request_):
+        visible = request_["to_fill"] & ~step.is_masked
+        torch.testing.assert_close(step.confidence[visible], torch.softmax(logits[:4], -1)[step.canvas[visible]])
+
+
+def test_edited_logits_decide_token_and_confidence():
+    processors = LogitsProcessorList([SuppressTokensLogitsProcessor([0, 1, 2])])
+    *_, last = run(tied_model, example(edit_logits=processors))
+    assert last.canvas[0, 2:6].tolist() == [3] * 4
+    assert last.confidence[0, 2:6].tolist() == [1.0] * 4
+
+
+def test_the_editor_sees_the_canvas_row_of_each_row_of_logits():
+    canvas = torch.tensor([[0, MASK_ID, MASK_ID], [1, 2, MASK_ID], [2, 3, 1]])
+    seen = []
+
+    def edit_logits(ids: Tensor, logits: Tensor) -> Tensor:
+        seen.append((ids.tolist(), tuple(logits.shape)))
+        assert logits[:, FORBIDDEN].isneginf().all()
+        return logits
+
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(3), edit_logits=edit_logits)
+    list(run(tied_model, request_))
+    assert seen[0] == ([[0, 6, 6], [0, 6, 6], [1, 2, 6]], (3, VOCABULARY))
+
+
+def test_the_editor_cannot_bring_a_forbidden_id_back():
+    edited = example(
+        edit_logits=lambda ids, logits: one_model(MASK_ID)(logits.new_zeros(len(logits), dtype=torch.int64))
+    )
+    *_, last = run(random_model, edited)
+    assert (last.canvas[0, 2:6] < 4).all()
+
+
+def test_an_editor_that_forbids_everything_is_an_error():
+    with pytest.raises(NonFiniteLogitsError, match="all tokens are forbidden"):
+        list(run(tied_model, example(edit_logits=lambda ids, logits: torch.full_like(logits, -math.inf))))
+
+
+def test_steps_belong_to_whoever_receives_them():
+    untouched = [step.canvas for step in run(random_model, example())]
+    for kept, step in zip(untouched, run(random_model, example()), strict=True):
+        assert torch.equal(step.canvas, kept)
+        for tensor in (step.canvas, step.is_masked, step.confidence, step.num_forwards):
+            tensor.zero_()
+
+
+def test_a_model_that_writes_into_its_input_does_not_change_the_prefix():
+    *_, last = run(lambda canvas: random_model(canvas.clone()) + canvas.zero_().unsqueeze(-1), example())
+    assert last.canvas[0, [0, 1, 6]].tolist() == [1, 2, 3]
+
+
+def test_gradients_are_off_inside_a_step_and_as_before_between_steps():
+    weight = torch.ones(VOCABULARY, requires_grad=True)
+    for step in run(lambda canvas: tied_model(canvas) * weight, example()):
+        assert torch.is_grad_enabled() and not step.confidence.requires_grad
+
+
+def test_nothing_to_fill_makes_no_step():
+    assert list(run(random_model, example(to_fill=torch.zeros(1, 7, dtype=torch.bool)))) == []
+    empty = {"canvas": torch.zeros(0, 3, dtype=torch.int64), "to_fill": torch.zeros(0, 3, dtype=torch.bool)}
+    assert list(run(random_model, example(**empty, keys=NO_IDS))) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "`steps` must be a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, "`steps`"),
+        ({"steps": -3, "to_fill": torch.zeros(1, 7, dtype=torch.bool)}, "`steps`"),
+        ({"schedule": "cosin"}, "`schedule`.*'cosine'"),
+        ({"order": "best"}, "`order` must be one of random, confidence"),
+        ({"order_from": "token"}, "`order_from`"),
+        ({"order_from": "sample", "order": "random"}, "`order_from='sample'` needs `order='confidence'`"),
+        ({"order_noise": -1.0}, "`order_noise`"),
+        ({"order_noise": math.nan}, "`order_noise`"),
+        ({"order_noise": math.inf}, "`order_noise`"),
+        ({"remask": "always"}, "`remask` must be one of none, renoise"),
+        ({"keys": torch.tensor([1, 2])}, "`keys`"),
+        ({"keys": torch.tensor([1.0])}, "`keys`"),
+        ({"canvas": torch.zeros(7, dtype=torch.int64)}, "`canvas`"),
+        ({"canvas": torch.zeros(1, 7)}, "`canvas`"),
+        ({"to_fill": torch.zeros(1, 6, dtype=torch.bool)}, "`to_fill`"),
+        ({"to_fill": torch.zeros(1, 7)}, "`to_fill`"),
+    ],
+)
+def test_impossible_arguments_are_refused_at_the_call(changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(random_model, example(**changes))
+
+
+def test_logits_of_the_wrong_shape_are_refused():
+    for wrong in (
+        lambda canvas, needed: random_model(canvas),
+        lambda canvas, needed: random_model(canvas)[needed][:-1],
+    ):
+        with pytest.raises(ValueError, match=r"`predict_logits` must return logits of shape \(4, vocabulary\)"):
+            list(denoise(wrong, **example()))
