@@ -1,0 +1,285 @@
+"""Masked language models: loading, building from scratch, and their logits at chosen positions only."""
+
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
+
+from .hub_access import require_repository
+
+logger = logging.getLogger(__name__)
+
+# Layers, width and heads; the feed-forward width is 4 times the width, as in RoBERTa.
+PRESETS: dict[str, dict[str, int]] = {
+    "roberta-tiny": {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4},
+    "roberta-mini": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4},
+    "roberta-small": {"num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8},
+    "roberta-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12},
+}
+
+
+def preset_config(
+    preset: str, tokenizer: PreTrainedTokenizerBase, max_length: int = 512, dropout: float = 0.1
+) -> RobertaConfig:
+    """The configuration of a RoBERTa of the size `preset` for `tokenizer` and rows of up to `max_length` tokens.
+
+    Attention dropout is 0 because any other value switches the fused attention kernel off on CPU; `dropout` is that of
+    the hidden layers. Otherwise roberta-base's own settings.
+
+    Raises:
+        ValueError: the preset is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, not {preset!r}.")
+    size = PRESETS[preset]
+    return RobertaConfig(
+        **size,
+        intermediate_size=4 * size["hidden_size"],
+        vocab_size=len(tokenizer),
+        # RoBERTa counts positions from the padding id + 1.
+        max_position_embeddings=max_length + tokenizer.pad_token_id + 1,
+        type_vocab_size=1,
+        # roberta-base's 0.02 is right for its width of 768; a narrow model with it starts so flat that attention takes
+        # thousands of steps to notice anything.
+        initializer_range=0.02 * (768 / size["hidden_size"]) ** 0.5,
+        layer_norm_eps=1e-5,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=0.0,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def build_model(config: Any, seed: int = 0, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the accelerators too
+        # `from_config` writes the attention implementation into the configuration it is given.
+        return AutoModelForMaskedLM.from_config(
+            copy.deepcopy(config), attn_implementation=attn_implementation, dtype=torch.float32
+        )
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    argument: str = "--model-name",
+) -> PreTrainedModel:
+    """Loads any masked language model from a directory or the Hub, from safetensors only.
+
+    Args:
+        name_or_path (`str`): a directory or a Hub id.
+        dtype (`torch.dtype`): float32 whatever the file holds; bf16 training is autocast over float32 weights.
+        attn_implementation (`str`, *optional*): `sdpa`, `eager`, ...; the model class decides by default.
+        trust_remote_code (`bool`): whether code in the repository may run.
+        argument (`str`): how the user calls the name, for error messages.
+
+    Raises:
+        ValueError: there is no such directory, no safetensors weights, the architecture has no masked-language-model
+            class, weights are missing or of another shape, or they hold NaN.
+        HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
+    """
+    require_repository(name_or_path, "model", argument)
+    if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, "config.json")):
+        raise ValueError(f"`{argument}` is {name_or_path!r}, a directory without config.json: it holds no model.")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            name_or_path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are listed instead, and refused below
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise ValueError(f"`{argument}` is {name_or_path!r}, which cannot be loaded: {_reason(error)}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # the class derives from Exception alone
+            raise
+        raise ValueError(
+            f"`{argument}` is {name_or_path!r}, whose weights are no valid safetensors file ({error}); is it cut "
+            f"short or a Git LFS pointer? Download it again."
+        ) from error
+    _require_complete(model, info, name_or_path, argument)
+    return model
+
+
+def _reason(error: Exception) -> str:
+    """One sentence for what transformers says in many."""
+    text = " ".join(str(error).split())
+    if "Unrecognized configuration class" in text:
+        return "its architecture has no masked-language-model class, so it cannot fill masks. Choose a masked model."
+    if "safetensors" in text and ("not found" in text or "does not appear" in text or "no file named" in text):
+        return "it has no model.safetensors (other formats are refused: convert it with `save_pretrained`)."
+    first = text.split(". ")[0].rstrip(".")
+    return first[:300] + "."
+
+
+def _require_complete(model: PreTrainedModel, info: dict[str, Any], name: str, argument: str) -> None:
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+    for what, keys in (("lacks", missing), ("has weights of another shape for", mismatched)):
+        if keys:
+            shown = ", ".join(keys[:5]) + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+            raise ValueError(
+                f"`{argument}` is {name!r}, which {what} {shown}; it is no complete masked language model. Choose a "
+                f"checkpoint that was saved from a masked-language-model class."
+            )
+    for key, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"`{argument}` is {name!r}, whose weights {key} are not finite. Choose another one.")
+
+
+def context_length(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """The number of tokens, special ones included, that a row may have.
+
+    RoBERTa and its relatives count positions from the padding id + 1, so 514 positions make 512 tokens. Models without
+    a position table (rotary, relative) are limited by the tokenizer if it says so, else not at all (2**31).
+    """
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None) or 2**31
+    embeddings = getattr(getattr(model, "base_model", None), "embeddings", None)
+    table = getattr(embeddings, "position_embeddings", None)
+    if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+        limit = table.num_embeddings - table.padding_idx - 1
+    if tokenizer is not None and tokenizer.model_max_length < 1_000_000:
+        limit = min(limit, tokenizer.model_max_length)
+    return int(limit)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside `DistributedDataParallel`, `torch.compile` and the like."""
+    while True:
+        inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+@contextmanager
+def _keep_rows(base_model: nn.Module, rows: Tensor) -> Iterator[None]:
+    """Between encoder and head, drops all hidden states but those of `rows`: `(B, L, H)` becomes `(1, N, H)`."""
+
+    def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0][rows][None], *output[1:])
+        output.last_hidden_state = output.last_hidden_state[rows][None]
+        return output
+
+    handle = base_model.register_forward_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_selects_rows: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+def selects_rows(model: nn.Module) -> bool:
+    """Whether the head of this model can run on chosen rows only; found out once, on four tokens, by comparing."""
+    model = unwrap(model)
+    if model not in _selects_rows:
+        _selects_rows[model] = _probe_row_selection(model)
+        if not _selects_rows[model]:
+            logger.warning("%s computes logits at all positions: its head cannot be separated.", type(model).__name__)
+    return _selects_rows[model]
+
+
+@torch.no_grad()
+def _probe_row_selection(model: nn.Module) -> bool:
+    base_model = getattr(model, "base_model", None)
+    parameter = next(model.parameters(), None)
+    vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if not isinstance(base_model, nn.Module) or base_model is model or parameter is None or vocab_size is None:
+        return False
+    ids = torch.tensor([[5, 6, 7, 8]], device=parameter.device) % vocab_size
+    rows = torch.tensor([[False, True, False, True]], device=parameter.device)
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        full = model(input_ids=ids).logits
+        with _keep_rows(base_model, rows):
+            selected = model(input_ids=ids).logits
+        if selected.shape[:2] != (1, 2):
+            return False
+        # Small beside what tells two positions apart, in any dtype and however small the weights are.
+        error, spread = (selected[0] - full[rows]).abs().max(), (full[:, 1:] - full[:, :-1]).abs().max()
+        return bool(error <= 0.02 * spread)
+    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):
+        return False
+    finally:
+        for module in in_training:
+            module.training = True
+
+
+def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits at chosen positions only; the head, the larger part of a small model, is not run on the others.
+
+    Args:
+        model (`torch.nn.Module`): any masked language model, also wrapped in `DistributedDataParallel`.
+        rows (`torch.BoolTensor` of shape `(B, L)`): N positions.
+        **inputs: `input_ids` and whatever else the model takes, but no `labels`.
+
+    Returns:
+        `torch.Tensor` of shape `(N, V)`, in row-major order of `rows`.
+    """
+    inner = unwrap(model)
+    if not selects_rows(inner):
+        return model(**inputs).logits[rows]
+    with _keep_rows(inner.base_model, rows):  # type: ignore[arg-type]
+        logits = model(**inputs).logits
+    if logits.shape[1] != int(rows.sum()):
+        raise RuntimeError(
+            f"The model returned logits of {logits.shape[1]} positions instead of {int(rows.sum())}: it was compiled "
+            f"before its first use here. Compile it after, or pass the uncompiled model."
+        )
+    return logits[0]
+
+
+def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, generates_end: bool, vocab_size: int) -> list[int]:
+    """Ids that get probability 0 in loss and sampler: every special token, and rows of the table without a token.
+
+    Args:
+        tokenizer: the tokenizer of the model.
+        generates_end (`bool`): whether the model was trained to write the end-of-text token, which is then allowed.
+        vocab_size (`int`): rows of the model's output, at least `len(tokenizer)`.
+    """
+    forbidden = set(tokenizer.all_special_ids) | set(range(len(tokenizer), vocab_size))
+    if generates_end:
+        forbidden.discard(end_token_id(tokenizer))
+    return sorted(forbidden)
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """`</s>` for RoBERTa; BERT and its relatives end text with their separator."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return int(end) if end is not None else -1
+
+
+def require_mask_token(tokenizer: PreTrainedTokenizerBase, argument: str = "--model-name") -> int:
+    """The id of the mask token.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ValueError(
+            f"`{argument}` is {tokenizer.name_or_path!r}, whose tokenizer has no mask token: a masked language model "
+            f"is needed, such as FacebookAI/roberta-base."
+        )
+    return int(tokenizer.mask_token_id)
