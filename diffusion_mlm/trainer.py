@@ -1,0 +1,321 @@
+"""`DiffusionTrainer`: the Trainer of transformers with the loss, the masks and the evaluation of masked diffusion."""
+
+import copy
+import logging
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+
+from .corruption import CorruptedBatch
+from .data_collator import DataCollatorForMaskedDiffusion
+from .data_sampler import WholeBatchSampler
+from .errors import NonFiniteLossError
+from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
+from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
+from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
+from .optimizers import MuonWithAdamW
+from .randomness import fold_in, make_key
+from .training_args import DiffusionTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_CORRUPTED, _UNITS = "corrupted", "units"
+
+
+class DiffusionTrainer(Trainer):
+    """Trains any masked language model as a masked diffusion model.
+
+    What differs from `Trainer`:
+
+    * Masks are drawn on the device, keyed by (seed, "train", optimizer step, place of the row in the global batch),
+      with rates stratified over the global batch. Workers, accumulation steps, processes, evaluation and resuming
+      change nothing.
+    * The loss of a micro-batch is its sum over units divided by the units of the global batch (see `objectives`). The
+      stock loss of RoBERTa grows with the number of accumulation steps.
+    * Only the logits that are scored are computed, where the model allows it, and the loss is computed in float32.
+    * `evaluate` reports the likelihood bound in nats per token as `eval_loss`, with masks keyed by content.
+    * Each epoch is cut to whole global batches.
+    * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight is NaN
+      or infinite.
+
+    Args:
+        model (`PreTrainedModel`): a masked language model.
+        args (`DiffusionTrainingArguments`).
+        processing_class (`PreTrainedTokenizerBase`): the tokenizer; required unless `data_collator` has it.
+        data_collator (`DataCollatorForMaskedDiffusion`, *optional*): made from `args` by default.
+
+    Raises:
+        ValueError: no tokenizer or one with more tokens than the model, a collator of another kind, several devices
+            without a launcher, or too little data.
+    """
+
+    # The loss is divided by the units of the whole accumulated batch here, so the Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: DiffusionTrainingArguments,
+        *,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        data_collator: DataCollatorForMaskedDiffusion | None = None,
+        **kwargs: Any,
+    ) -> None:
+        tokenizer = processing_class or getattr(data_collator, "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError("`processing_class` must be the tokenizer: the masks and the forbidden tokens need it.")
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {args.n_gpu} GPUs, which `DataParallel` would split in a way that changes the "
+                f"loss. Start with `torchrun --nproc-per-node {args.n_gpu}`, or set CUDA_VISIBLE_DEVICES to one."
+            )
+        if data_collator is None:
+            data_collator = DataCollatorForMaskedDiffusion(
+                tokenizer, **args.masking_settings(), mask_end_token=args.mask_end_token, seed=args.seed
+            )
+        if not isinstance(data_collator, DataCollatorForMaskedDiffusion):
+            raise ValueError(
+                f"`data_collator` must be a DataCollatorForMaskedDiffusion, not {type(data_collator).__name__}; use "
+                f"the plain `Trainer` for another one."
+            )
+        data_collator = copy.copy(data_collator)
+        data_collator.mask = False  # clean rows: this class masks them on the device
+        self._process = data_collator.process
+        self._generates_end = data_collator.mask_end_token
+        self._end_id = end_token_id(tokenizer)
+        vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]
+        if len(tokenizer) > vocab_size:
+            raise ValueError(
+                f"`processing_class` has {len(tokenizer)} tokens, but the model knows {vocab_size}. Pass the model's "
+                f"own tokenizer, or call `model.resize_token_embeddings({len(tokenizer)})`."
+            )
+        self._forbidden = torch.tensor(forbidden_token_ids(tokenizer, self._generates_end, vocab_size))
+        self._bucket_nats = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
+        self._bucket_counts = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=tokenizer,
+            data_collator=data_collator,
+            **kwargs,
+        )
+        self.model_accepts_loss_kwargs = False  # the Trainer need not count tokens: the stock loss is not used
+        selects_rows(unwrap(self.model))
+
+    # Data
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        strategy = self.args.train_sampling_strategy
+        if not has_length(dataset) or strategy not in ("random", "sequential"):
+            return super()._get_train_sampler(train_dataset)
+        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = WholeBatchSampler(len(dataset), rows_per_step, seed, shuffle=strategy == "random")
+        if sampler.num_left_out:
+            logger.info(
+                "Each epoch leaves out %d of %d rows, others each time, so that it is made of whole batches of %d.",
+                sampler.num_left_out,
+                len(dataset),
+                rows_per_step,
+            )
+        return sampler
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], None]:
+        """Fetches the micro-batches of one optimizer step and masks them as one global batch."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) < num_batches:  # the end of a stream; the Trainer would add these gradients to the next step
+            return [], None
+        key = make_key(self.args.seed, "train", self.state.global_step)
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        global_batch = processes * sum(len(batch["input_ids"]) for batch in batches)
+        start, units = 0, torch.zeros((), dtype=torch.float64, device=device)
+        for batch in batches:
+            size = len(batch["input_ids"])
+            # accelerate deals micro-batches in turn: rank r holds rows r * size ... of each round.
+            rows = start + rank * size + torch.arange(size, device=device)
+            start += processes * size
+            corrupted = self._corrupt(batch, fold_in(key, rows), self._process.times(key, rows, global_batch))
+            batch[_CORRUPTED] = corrupted
+            units += objective_units(self.args.objective, corrupted)
+        units = self.accelerator.reduce(units, reduction="sum")
+        for batch in batches:
+            batch[_UNITS] = units
+        return batches, None
+
+    def _corrupt(self, batch: dict[str, Any], keys: Tensor, t: Tensor) -> CorruptedBatch:
+        labels = batch.pop("labels").to(keys.device)  # clean tokens where maskable, -100 elsewhere
+        corrupted = self._process(batch["input_ids"].to(keys.device), labels.ne(-100), keys, t)
+        self.data_collator.report_unmaskable(corrupted)
+        batch["input_ids"] = corrupted.input_ids
+        return corrupted
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's optimizer, or Muon with AdamW for `optim="muon"`."""
+        if self.optimizer is None and self.args.optim == "muon":
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = MuonWithAdamW(
+                model or self.model, self.args.learning_rate, self.args.weight_decay, betas, self.args.adam_epsilon
+            )
+            return self.optimizer
+        return super().create_optimizer(model)
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective of this micro-batch as its share of the global batch's loss.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite (checked here on CPU, at each logging step on a GPU).
+        """
+        corrupted: CorruptedBatch = inputs.pop(_CORRUPTED)
+        units: Tensor = inputs.pop(_UNITS)
+        rows = scored_positions(self.args.objective, corrupted)
+        logits = logits_at(model, rows, **inputs)
+        token_nll = token_negative_log_likelihood(logits, corrupted.targets[rows], self._forbidden.to(logits.device))
+        self._count_buckets(token_nll, rows, corrupted)
+        loss = objective_sum(self.args.objective, token_nll, corrupted) / units.clamp(min=1).to(token_nll.dtype)
+        loss = loss * self.accelerator.num_processes  # gradients are averaged over processes afterwards
+        if not corrupted.is_masked.any():
+            loss = loss + logits.sum() * 0  # every parameter needs a gradient, if only 0
+        if loss.device.type == "cpu":
+            self._require_finite(float(loss.detach()))
+        return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"The loss is {loss} at step {self.state.global_step + 1}. Lower `learning_rate` (now "
+                f"{self.args.learning_rate:g}) or check the data; checkpoints saved before are intact."
+            )
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer.train`, and a look at the weights that the last step left."""
+        output = super().train(*args, **kwargs)
+        self._require_finite_weights()
+        return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Every checkpoint passes here first; weights that are not finite are not saved."""
+        self._require_finite_weights()
+        super().save_model(output_dir, _internal_call)
+
+    def _require_finite_weights(self) -> None:
+        for name, parameter in unwrap(self.model).named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteLossError(
+                    f"The weights {name} are not finite after step {self.state.global_step}. Lower `learning_rate` "
+                    f"(now {self.args.learning_rate:g}); checkpoints saved before are intact."
+                )
+
+    # Logs
+
+    def _count_buckets(self, token_nll: Tensor, rows: Tensor, corrupted: CorruptedBatch) -> None:
+        if self.args.objective == "full":
+            token_nll = token_nll[corrupted.is_masked[rows]]
+        mean = row_means(token_nll, corrupted.is_masked)
+        seen = corrupted.is_masked.any(-1)
+        bucket = (torch.ceil(corrupted.mask_rate * NUM_BUCKETS).long() - 1).clamp(0, NUM_BUCKETS - 1)
+        self._bucket_nats = self._bucket_nats.to(mean.device).index_add(0, bucket[seen], mean[seen])
+        self._bucket_counts = self._bucket_counts.to(mean.device).index_add(0, bucket[seen], seen[seen].double())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            self._require_finite(logs["loss"])
+            nats = self.accelerator.reduce(self._bucket_nats.to(self.args.device), reduction="sum")
+            counts = self.accelerator.reduce(self._bucket_counts.to(self.args.device), reduction="sum")
+            logs.update(bucket_logs("", nats, counts))
+            self._bucket_nats, self._bucket_counts = torch.zeros_like(nats), torch.zeros_like(counts)
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    # A DataLoader that starts draws from the global generator, and the dropout of training must not notice.
+    @torch.random.fork_rng(devices=[])
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The likelihood bound over the whole set: sums of nats over sums of tokens, each row counted once.
+
+        Returns metrics `eval_loss` (nats per token), `eval_num_tokens` and the loss by mask rate. `compute_metrics` is
+        not called: there are no single predictions to compare.
+        """
+        model = self._wrap_model(self.model, training=False)
+        if len(self.accelerator._models) == 0 and model is self.model:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        model.eval()
+        self.callback_handler.eval_dataloader = dataloader
+        sums = [torch.zeros(0, 2 + 2 * NUM_BUCKETS, dtype=torch.float64)]
+        for batch in dataloader:
+            bounds = self._bound_of_batch(model, batch)
+            per_row = torch.cat(
+                [bounds.nats[:, None], bounds.num_tokens[:, None], bounds.bucket_nats, bounds.bucket_counts], dim=1
+            )
+            sums.append(self.accelerator.gather_for_metrics(per_row).cpu())
+            state = (self.args, self.state, self.control)  # type: ignore[has-type]
+            self.control = self.callback_handler.on_prediction_step(*state)
+        rows = torch.cat(sums)
+        nats, num_tokens, buckets = rows[:, 0].sum(), rows[:, 1].sum(), rows[:, 2:].sum(0)
+        if not torch.isfinite(nats):
+            raise NonFiniteLossError(
+                f"The bound of {int((~torch.isfinite(rows[:, 0])).sum())} of {len(rows)} evaluation rows is not "
+                f"finite: the model answers NaN, or gives a token of the text probability 0. Go back to an earlier "
+                f"checkpoint."
+            )
+        if num_tokens == 0:
+            raise ValueError(
+                f"The {len(rows)} evaluation rows have no maskable token: they are empty or special tokens only. Pass "
+                f"another `eval_dataset`."
+            )
+        metrics = {
+            f"{metric_key_prefix}_loss": float(nats / num_tokens),
+            f"{metric_key_prefix}_num_tokens": int(num_tokens),
+            **bucket_logs(f"{metric_key_prefix}_", buckets[:NUM_BUCKETS], buckets[NUM_BUCKETS:]),
+        }
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))  # type: ignore[arg-type]
+
+    def _bound_of_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> RowBounds:
+        attention_mask = batch["attention_mask"]
+
+        def predict_logits(input_ids: Tensor, rows: Tensor) -> Tensor:
+            return logits_at(model, rows, input_ids=input_ids, attention_mask=attention_mask)
+
+        return bound_of_rows(
+            predict_logits,
+            batch["input_ids"],
+            batch["labels"].ne(-100),
+            mask_id=self._process.mask_id,
+            end_id=self._end_id if self._generates_end else -1,
+            forbidden_ids=self._forbidden.to(attention_mask.device),
+            draws=self.args.eval_draws,
+            seed=self.args.seed,
+        )
+
+
+def bucket_logs(prefix: str, nats: Tensor, counts: Tensor) -> dict[str, float]:
+    """`{"loss_mask_rate_0.1": ...}` with the upper end of each bucket of mask rates that was seen."""
+    width = 1 / NUM_BUCKETS
+    return {
+        f"{prefix}loss_mask_rate_{(index + 1) * width:.1f}": float(nats[index] / counts[index])
+        for index in range(NUM_BUCKETS)
+        if counts[index] > 0
+    }
