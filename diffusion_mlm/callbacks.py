@@ -1,0 +1,77 @@
+"""What happens while training goes on: samples after each evaluation, and short log lines."""
+
+import logging
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+
+from .generation import generate
+from .generation_config import DiffusionGenerationConfig
+
+logger = logging.getLogger(__name__)
+
+
+class SampleTextCallback(TrainerCallback):
+    """Continues some prefixes after each evaluation, with the same seed each time, and logs the texts.
+
+    Args:
+        tokenizer: of the model.
+        prefixes (`list[str]`): what is continued.
+        generation_config (`DiffusionGenerationConfig`, *optional*): how.
+        seed (`int`): of the samples; training randomness is not touched.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prefixes: list[str],
+        generation_config: DiffusionGenerationConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.tokenizer, self.prefixes, self.seed = tokenizer, prefixes, seed
+        self.generation_config = generation_config or DiffusionGenerationConfig()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if model is None or not state.is_world_process_zero or not self.prefixes:
+            return
+        was_training = model.training
+        try:
+            output = generate(model, self.tokenizer, self.prefixes, self.generation_config, seed=self.seed)
+        except ValueError as error:  # a prefix too long for the model is no reason to lose a training run
+            logger.warning("No sample at step %d: %s", state.global_step, error)
+            return
+        finally:
+            model.train(was_training)
+        for text in output.texts:
+            logger.info("step %d writes: %s", state.global_step, " ".join(text.split()))
+
+
+class LogLineCallback(ProgressCallback):
+    """The progress bar of transformers (none with `disable_tqdm`), and each log as one line, no dictionary."""
+
+    SHOWN = ("loss", "eval_loss", "grad_norm", "learning_rate")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not args.disable_tqdm:
+            super().on_train_begin(args, state, control, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not args.disable_tqdm:
+            super().on_prediction_step(args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        parts = [f"{name} {float(logs[name]):.4g}" for name in self.SHOWN if logs and name in logs]
+        if parts and state.is_world_process_zero:
+            line = f"step {state.global_step:>6}  {'  '.join(parts)}"
+            if self.training_bar is not None:
+                self.training_bar.write(line)
+            else:
+                logger.info(line)

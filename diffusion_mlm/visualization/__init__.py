@@ -1,0 +1,1 @@
+"""Looking at generation. Nothing here knows a model."""

@@ -1,0 +1,40 @@
+"""Shared fixtures: real classes at toy size, built once and copied for each test."""
+
+import copy
+
+import pytest
+from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+
+from diffusion_mlm import story_language
+from diffusion_mlm.modeling import build_model
+
+
+@pytest.fixture(scope="session")
+def story_tokenizer() -> PreTrainedTokenizerFast:
+    """The word-level tokenizer of the built-in stories."""
+    return story_language.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def _shared_roberta(story_tokenizer: PreTrainedTokenizerFast) -> RobertaForMaskedLM:
+    config = RobertaConfig(
+        vocab_size=len(story_tokenizer),
+        num_hidden_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=34,  # 32 tokens: RoBERTa counts positions from the padding id + 1
+        type_vocab_size=1,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.5,  # logits that differ: with 0.02 every token would be about as likely
+        bos_token_id=story_tokenizer.bos_token_id,
+        eos_token_id=story_tokenizer.eos_token_id,
+        pad_token_id=story_tokenizer.pad_token_id,
+    )
+    return build_model(config, seed=0).eval()
+
+
+@pytest.fixture
+def tiny_roberta(_shared_roberta: RobertaForMaskedLM) -> RobertaForMaskedLM:
+    """A RoBERTa of 1 layer and width 16 with random weights that reads 32 story tokens; yours to change."""
+    return copy.deepcopy(_shared_roberta)

@@ -1,0 +1,198 @@
+"""`DiffusionGenerationConfig`: strict at construction, and an ordinary `generation_config.json` of transformers."""
+
+import copy
+import json
+import math
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import GenerationConfig, RobertaForMaskedLM
+
+from diffusion_mlm.generation_config import DEFAULTS, DiffusionGenerationConfig
+from diffusion_mlm.schedules import SCHEDULES
+from diffusion_mlm.unmasking import ORDERS, REMASKS
+
+OTHER_THAN_DEFAULT = {
+    "schedule": "cosine",
+    "sampling": "topk",
+    "steps": 7,
+    "order": "margin",
+    "order_noise": 0.5,
+    "remask": "renoise",
+    "temperature": 0.7,
+    "top_k": 12,
+    "top_p": 0.5,
+    "max_new_tokens": 33,
+    "num_return_sequences": 3,
+    "batch_size": 2,
+}
+
+
+def values_of(config: GenerationConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in DEFAULTS}
+
+
+valid_settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "schedule": st.sampled_from(sorted(SCHEDULES)),
+        "sampling": st.sampled_from(["greedy", "topk", "nucleus"]),
+        "steps": st.none() | st.integers(1, 10**6),
+        "order": st.sampled_from(ORDERS),
+        "order_noise": st.floats(0, 1e6),
+        "remask": st.sampled_from(REMASKS),
+        "temperature": st.floats(0, 1e6),
+        "top_k": st.integers(0, 10**6),
+        "top_p": st.floats(0, 1, exclude_min=True),
+        "max_new_tokens": st.none() | st.integers(1, 10**6),
+        "num_return_sequences": st.integers(1, 1000),
+        "batch_size": st.integers(1, 1000),
+    },
+)
+
+
+@settings(deadline=None, derandomize=True, database=None, max_examples=60)
+@given(valid_settings)
+def test_saved_settings_come_back(tmp_path_factory: pytest.TempPathFactory, given_settings: dict[str, Any]) -> None:
+    directory = tmp_path_factory.mktemp("config")
+    config = DiffusionGenerationConfig(**given_settings)
+    assert values_of(config) == {**DEFAULTS, **given_settings}
+    config.save_pretrained(directory)
+    assert values_of(DiffusionGenerationConfig.from_pretrained(directory)) == values_of(config)
+
+
+def test_plain_generation_config_reads_the_file(tmp_path: Path) -> None:
+    DiffusionGenerationConfig(**OTHER_THAN_DEFAULT).save_pretrained(tmp_path)
+    plain = GenerationConfig.from_pretrained(tmp_path)
+    assert type(plain) is GenerationConfig
+    assert {name: getattr(plain, name) for name in OTHER_THAN_DEFAULT} == OTHER_THAN_DEFAULT
+    assert plain.do_sample is True
+
+
+def test_a_file_saved_twice_is_the_same_and_saves_again_after_loading(tmp_path: Path) -> None:
+    DiffusionGenerationConfig(**OTHER_THAN_DEFAULT).save_pretrained(tmp_path / "first")
+    DiffusionGenerationConfig.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "second")
+    first, second = ((tmp_path / name / "generation_config.json").read_text() for name in ("first", "second"))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "unknown, near", [("schedul", "schedule"), ("temprature", "temperature"), ("max_tokens", "max_new_tokens")]
+)
+def test_unknown_name_is_refused_with_a_near_one(unknown: str, near: str) -> None:
+    with pytest.raises(ValueError, match=f"`{unknown}`.*`{near}`"):
+        DiffusionGenerationConfig(**{unknown: 1})
+
+
+@pytest.mark.parametrize("name", ["xyzzy", "_xyzzy", "num_beams", "repetition_penalty"])
+def test_name_without_meaning_here_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        DiffusionGenerationConfig(**{name: 2})
+
+
+def test_unknown_name_in_a_file_is_refused(tmp_path: Path) -> None:
+    DiffusionGenerationConfig().save_pretrained(tmp_path)
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stepps": 3}))
+    with pytest.raises(ValueError, match="`stepps`.*`steps`"):
+        DiffusionGenerationConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("schedule", "cosin"),
+        ("schedule", None),
+        ("schedule", ["cosine"]),
+        ("sampling", "beam"),
+        ("sampling", None),
+        ("order", "backwards"),
+        ("remask", "all"),
+        ("order_from", "prefix"),
+        *[("steps", value) for value in (0, -1, 2.0, "3", True, math.nan)],
+        *[("max_new_tokens", value) for value in (0, -5, 1.5, "8")],
+        *[("num_return_sequences", value) for value in (0, None, 1.0)],
+        *[("batch_size", value) for value in (0, None, "all")],
+        *[("temperature", value) for value in (-0.1, math.nan, math.inf, "hot", None)],
+        *[("top_p", value) for value in (0, 0.0, -0.5, 1.5, math.nan, None)],
+        *[("top_k", value) for value in (-1, 2.5, None, True)],
+        *[("order_noise", value) for value in (-1, math.nan, math.inf, "much", None)],
+    ],
+)
+def test_impossible_value_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=name) as raised:
+        DiffusionGenerationConfig(**{name: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_ranking_by_the_drawn_token_needs_the_order_confidence() -> None:
+    with pytest.raises(ValueError, match="order_from.*confidence"):
+        DiffusionGenerationConfig(order_from="sample", order="entropy")
+    assert DiffusionGenerationConfig(order_from="sample").order_from == "sample"
+
+
+@pytest.mark.parametrize("sampling, expected", [("greedy", False), ("topk", True), ("nucleus", True)])
+def test_do_sample_follows_sampling(sampling: str, expected: bool) -> None:
+    assert DiffusionGenerationConfig(sampling=sampling).do_sample is expected
+    assert DiffusionGenerationConfig(sampling=sampling, do_sample=expected).do_sample is expected
+    with pytest.raises(ValueError, match="do_sample.*sampling"):
+        DiffusionGenerationConfig(sampling=sampling, do_sample=not expected)
+
+
+def test_do_sample_follows_sampling_that_is_set_later(tmp_path: Path) -> None:
+    config = DiffusionGenerationConfig()
+    config.sampling = "greedy"
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text()).get("do_sample") is not True
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path).sampling == "greedy"
+
+
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda config: pickle.loads(pickle.dumps(config))])
+def test_copies_and_pickles_are_equal_and_independent(clone: Any) -> None:
+    config = DiffusionGenerationConfig(**OTHER_THAN_DEFAULT)
+    twin = clone(config)
+    assert type(twin) is DiffusionGenerationConfig
+    assert twin == config
+    twin.steps = 99
+    assert twin != config
+    assert config.steps == OTHER_THAN_DEFAULT["steps"]
+
+
+def test_text_forms_show_our_settings() -> None:
+    config = DiffusionGenerationConfig(schedule="exponential", steps=5)
+    assert '"schedule": "exponential"' in repr(config)
+    assert json.loads(config.to_json_string())["steps"] == 5
+    assert config.to_dict()["remask"] == "none"
+
+
+def test_updated_copies_and_checks() -> None:
+    config = DiffusionGenerationConfig(steps=5, schedule="cosine")
+    changed = config.updated(steps=9, sampling="greedy")
+    assert (changed.steps, changed.schedule, changed.sampling) == (9, "cosine", "greedy")
+    assert (config.steps, config.sampling) == (5, "nucleus")
+    with pytest.raises(ValueError, match="`steps`"):
+        config.updated(steps=0)
+    with pytest.raises(ValueError, match="`stps`.*`steps`"):
+        config.updated(stps=3)
+
+
+def test_a_value_spoilt_after_construction_is_not_saved(tmp_path: Path) -> None:
+    config = DiffusionGenerationConfig()
+    config.top_p = 0.0
+    with pytest.raises(ValueError, match="top_p"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "generation_config.json").exists()
+
+
+def test_a_roberta_that_carries_the_config_still_saves_and_loads(
+    tiny_roberta: RobertaForMaskedLM, tmp_path: Path
+) -> None:
+    tiny_roberta.generation_config = DiffusionGenerationConfig(sampling="greedy", steps=4)
+    tiny_roberta.save_pretrained(tmp_path)
+    again = RobertaForMaskedLM.from_pretrained(tmp_path)
+    assert again.num_parameters() == tiny_roberta.num_parameters()
+    assert copy.deepcopy(tiny_roberta).generation_config == tiny_roberta.generation_config
