@@ -1,0 +1,349 @@
+"""`diffusion-mlm train`: everything is checked, then model and data are loaded, trained, evaluated and saved."""
+
+import json
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging as transformers_logging
+
+from .. import __version__, story_language
+from ..callbacks import LogLineCallback, SampleTextCallback
+from ..checkpoints import STORIES_MLM
+from ..data import (
+    DataReport,
+    load_prompts,
+    load_stories,
+    load_texts,
+    tokenize_and_pack,
+    tokenize_prompts,
+    train_validation_split,
+)
+from ..data_sampler import WholeBatchSampler
+from ..errors import OutputDirectoryError
+from ..generation import load_tokenizer
+from ..generation_config import DiffusionGenerationConfig
+from ..hub_access import require_repository
+from ..modeling import build_model, context_length, load_model, preset_config, require_mask_token
+from ..tokenization import train_bpe, train_characters
+from ..trainer import DiffusionTrainer
+from .parsing import parse
+from .train_arguments import DataArguments, ModelArguments, TrainCommandArguments
+
+logger = logging.getLogger("diffusion_mlm")
+
+_STORY_SEED, _STORY_EVAL_SEED, _NUM_EVAL_STORIES = 1, 2, 512
+
+
+def run(argv: list[str]) -> int:
+    """Runs `train` with these arguments and returns the exit status 0; errors are raised."""
+    model_args, data_args, args = parse([ModelArguments, DataArguments, TrainCommandArguments], argv, "train")
+    show_progress(args)
+    train(model_args, data_args, args)
+    return 0
+
+
+def show_progress(args: TrainCommandArguments) -> None:
+    """Sends what the package says to standard error, from the first process only."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
+    transformers_logging.disable_progress_bar()  # of loading and saving files; training keeps its own
+
+
+def train(model_args: ModelArguments, data_args: DataArguments, args: TrainCommandArguments) -> dict[str, float]:
+    """Trains and saves; returns the metrics of the final evaluation."""
+    check_output(args)
+    resume_from = resume_directory(args)
+    require_reachable(model_args, data_args)
+    texts, eval_texts = load_both_texts(data_args, args.seed)
+    model, tokenizer, max_length = make_model(model_args, data_args, texts, args.seed)
+    require_mask_token(tokenizer)
+    args.mask_end_token = data_args.packing == "one_per_row"
+    if args.prefix != "random" and int(args.prefix) >= max_length - 2:
+        raise ValueError(
+            f"`--prefix-length` is {args.prefix}, which leaves nothing to mask in rows of {max_length} tokens. Use "
+            f"less than {max_length - 2}, or longer rows."
+        )
+    report = DataReport()
+    train_rows = make_rows(texts, tokenizer, data_args, max_length, report)
+    eval_rows = make_rows(eval_texts, tokenizer, data_args, max_length) if eval_texts is not None else None
+    logger.info("training text: %s", report)
+    logger.info("model: %s, %s parameters", type(model).__name__, f"{model.num_parameters():,}")
+
+    if hasattr(train_rows, "__len__"):  # not streamed
+        global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        WholeBatchSampler(len(train_rows), global_batch, args.seed)  # refuses data smaller than one global batch
+    final_directory = make_output(args)  # nothing is written before this
+
+    model.config.diffusion = training_facts(args, max_length)
+    generation_config = DiffusionGenerationConfig()
+    if args.device.type == "cpu":
+        args.dataloader_pin_memory = False  # there is nothing to pin memory for
+    if eval_rows is None:
+        args.eval_strategy = "no"
+    trainer = DiffusionTrainer(
+        model,
+        args,
+        processing_class=tokenizer,
+        train_dataset=train_rows,
+        eval_dataset=eval_rows,
+        callbacks=[SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LogLineCallback)
+    trainer.train(resume_from_checkpoint=resume_from)
+    metrics = trainer.evaluate() if eval_rows is not None else {}
+    if metrics:
+        line = f"likelihood bound: {metrics['eval_loss']:.4f} nats per token on held-out text"
+        if data_args.is_stories:
+            line += f" (the language itself: {story_language.entropy_per_token():.4f})"
+        logger.info(line)
+    save_final(trainer, tokenizer, generation_config, final_directory)
+    if trainer.is_world_process_zero():
+        write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
+    logger.info("saved to %s; write with: python generate.py --checkpoint %s", final_directory, final_directory)
+    return metrics
+
+
+def check_output(args: TrainCommandArguments) -> None:
+    """Refuses an output directory that holds something else; writes nothing.
+
+    Raises:
+        OutputDirectoryError: it is a file.
+        ValueError: it holds checkpoints, and what to do with them is not said.
+    """
+    output = Path(str(args.output_dir))
+    if output.exists() and not output.is_dir():
+        raise OutputDirectoryError(f"`--output-dir` is {str(output)!r}, which is a file. Name a directory.")
+    checkpoints = sorted(output.glob("checkpoint-*"))
+    if checkpoints and not args.resume_from_checkpoint and not args.overwrite_output:
+        raise ValueError(
+            f"`--output-dir` {str(output)!r} holds checkpoints of a run before ({checkpoints[-1].name}). Add "
+            f"`--resume-from-checkpoint true` to go on with it, `--overwrite-output true` to replace it, or name "
+            f"another directory."
+        )
+
+
+def make_output(args: TrainCommandArguments) -> Path:
+    """Makes the output directory, without the checkpoints that are to be replaced; returns where the model goes.
+
+    Raises:
+        OutputDirectoryError: it cannot be written to.
+    """
+    output = Path(str(args.output_dir))
+    try:
+        if not args.resume_from_checkpoint and args.process_index == 0:
+            for checkpoint in output.glob("checkpoint-*"):
+                shutil.rmtree(checkpoint)
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / ".write-probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise OutputDirectoryError(
+            f"`--output-dir` {str(output)!r} cannot be written to: {error.strerror}."
+        ) from error
+    return output / "final-model"
+
+
+def resume_directory(args: TrainCommandArguments) -> str | None:
+    """The checkpoint to go on from: the one named, the last one (`true`), or none."""
+    wanted = args.resume_from_checkpoint
+    if not wanted or str(wanted).lower() == "false":
+        return None
+    if str(wanted).lower() != "true":
+        if not Path(wanted).is_dir():
+            raise ValueError(f"`--resume-from-checkpoint` is {wanted!r}, and there is no such directory.")
+        return str(wanted)
+    last = get_last_checkpoint(str(args.output_dir)) if Path(str(args.output_dir)).is_dir() else None
+    if last is None:
+        raise ValueError(
+            f"`--resume-from-checkpoint` found no checkpoint in {args.output_dir!r}. Leave it out to begin."
+        )
+    return last
+
+
+def require_reachable(model_args: ModelArguments, data_args: DataArguments) -> None:
+    """Asks the Hub for everything by name before anything heavy is loaded."""
+    if model_args.model_name is not None:
+        require_repository(model_args.model_name, "model", "--model-name")
+    if model_args.tokenizer not in (None, "bpe", "char"):
+        require_repository(str(model_args.tokenizer), "model", "--tokenizer", probe_file="tokenizer_config.json")
+    if data_args.dataset is not None:
+        require_repository(data_args.dataset, "dataset", "--dataset", probe_file="README.md")
+
+
+def load_both_texts(data_args: DataArguments, seed: int) -> tuple[Any, Any]:
+    """The texts to train and to evaluate on; the second is None if nothing is held out."""
+    if data_args.is_stories:
+        held_out = load_stories(_NUM_EVAL_STORIES, _STORY_EVAL_SEED) if data_args.validation else None
+        return load_stories(data_args.num_stories, _STORY_SEED), held_out
+    report = DataReport()
+    texts = _load(data_args, data_args.train_file, data_args.dataset_split, report)
+    if report.num_null or report.num_blank:
+        logger.info("left out: %d null and %d blank texts", report.num_null, report.num_blank)
+    if data_args.eval_file:
+        return texts, _load(data_args, data_args.eval_file, data_args.dataset_split)
+    if data_args.eval_split and data_args.dataset:
+        return texts, _load(data_args, None, data_args.eval_split)
+    return train_validation_split(texts, data_args.validation, seed)
+
+
+def _load(data_args: DataArguments, files: list[str] | None, split: str, report: DataReport | None = None) -> Any:
+    if data_args.prompt_column is not None and files:
+        return load_prompts(
+            files,
+            prompt_column=data_args.prompt_column,
+            response_column=data_args.text_column,
+            encoding=data_args.encoding,
+            report=report,
+        )
+    return load_texts(
+        None if files else data_args.dataset,
+        files=files,
+        config=data_args.dataset_config,
+        split=split,
+        streaming=data_args.streaming,
+        text_column=data_args.text_column,
+        text_unit=data_args.text_unit,
+        encoding=data_args.encoding,
+        report=report,
+    )
+
+
+def make_model(
+    model_args: ModelArguments, data_args: DataArguments, texts: Any, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, int]:
+    """The model, its tokenizer and the length of a row."""
+    default_length = story_language.BLOCK_LENGTH if data_args.is_stories else 128
+    if model_args.preset is None:
+        name = model_args.model_name or STORIES_MLM
+        model = load_model(
+            name, attn_implementation=model_args.attn_implementation, trust_remote_code=model_args.trust_remote_code
+        )
+        tokenizer = load_tokenizer(name, trust_remote_code=model_args.trust_remote_code, argument="--model-name")
+        limit = context_length(model, tokenizer)
+        max_length = data_args.max_length or min(default_length, limit)
+        if max_length > limit:
+            raise ValueError(
+                f"`--max-length` is {max_length}, but {name} reads at most {limit} tokens. Use {limit} or less."
+            )
+        return model, tokenizer, max_length
+    max_length = data_args.max_length or default_length
+    tokenizer = make_tokenizer(model_args, data_args, texts, max_length)
+    require_mask_token(tokenizer, "--tokenizer")
+    config = preset_config(model_args.preset, tokenizer, max(max_length, 128), model_args.dropout)
+    model = build_model(config, seed, model_args.attn_implementation or "sdpa")
+    return model, tokenizer, max_length
+
+
+def make_tokenizer(
+    model_args: ModelArguments, data_args: DataArguments, texts: Any, max_length: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model from scratch: trained on the texts, loaded, or that of the stories."""
+    if model_args.tokenizer is None:
+        if data_args.is_stories:
+            return story_language.tokenizer()
+        raise ValueError("`--preset` needs `--tokenizer`: bpe, char, a directory or a Hub id.")
+    if model_args.tokenizer in ("bpe", "char"):
+        columns = [name for name in ("prompt", "text", "response") if name in (texts.column_names or ["text"])]
+        corpus = (row[name] for row in texts for name in columns)
+        limit = max(max_length, 128)
+        if model_args.tokenizer == "char":
+            return train_characters(corpus, model_max_length=limit)
+        return train_bpe(corpus, vocab_size=model_args.vocab_size, model_max_length=limit)
+    trust_remote_code = model_args.trust_remote_code
+    return load_tokenizer(model_args.tokenizer, trust_remote_code=trust_remote_code, argument="--tokenizer")
+
+
+def make_rows(
+    texts: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    data_args: DataArguments,
+    max_length: int,
+    report: DataReport | None = None,
+) -> Any:
+    """Rows of token ids."""
+    if data_args.prompt_column is not None:
+        return tokenize_prompts(texts, tokenizer, max_length, report=report)
+    return tokenize_and_pack(
+        texts,
+        tokenizer,
+        max_length,
+        data_args.packing,  # type: ignore[arg-type]
+        separate_texts=not data_args.join_texts,
+        report=report,
+    )
+
+
+def training_facts(args: TrainCommandArguments, max_length: int) -> dict[str, Any]:
+    """How the model was trained, for `config.json`."""
+    return {
+        "version": __version__,
+        "process": "masked",
+        "objective": args.objective,
+        "schedule": args.schedule,
+        "masking": args.masking,
+        "prefix_length": args.prefix,
+        "row_length": max_length,
+        "generates_end": args.mask_end_token,
+    }
+
+
+def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport) -> None:
+    """Writes what was trained on what, for how long, and how well, as strict JSON."""
+    buckets = {
+        name.removeprefix("eval_loss_mask_rate_"): nats for name, nats in metrics.items() if "mask_rate" in name
+    }
+    seconds = next((log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log), None)
+    summary = {
+        "parameters": trainer.model.num_parameters(),
+        "steps": trainer.state.global_step,
+        "rows_per_step": trainer.args.train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size,
+        "train_seconds": seconds,
+        "train_tokens": report.num_tokens,
+        "training_text": str(report),
+        "nelbo_nats_per_token": metrics.get("eval_loss"),
+        "eval_tokens": metrics.get("eval_num_tokens"),
+        "draws": trainer.args.eval_draws,
+        "loss_by_mask_rate": [[float(rate), nats] for rate, nats in buckets.items()],
+        "diffusion": trainer.model.config.diffusion,
+    }
+    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def save_final(
+    trainer: DiffusionTrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    generation_config: DiffusionGenerationConfig,
+    directory: Path,
+) -> None:
+    """Writes model, tokenizer and generation config beside the target, then puts them in its place."""
+    if not trainer.is_world_process_zero():
+        return
+    fresh = directory.with_name(directory.name + ".tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    with torch.no_grad():
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(fresh)
+    tokenizer.save_pretrained(fresh)
+    generation_config.save_pretrained(fresh)
+    for file in fresh.iterdir():  # safetensors come out readable by the owner alone, whatever the umask
+        file.chmod(file.stat().st_mode | (fresh.stat().st_mode & 0o444))
+    if directory.exists():
+        old = directory.with_name(directory.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        directory.rename(old)
+        fresh.rename(directory)
+        shutil.rmtree(old)
+    else:
+        fresh.rename(directory)

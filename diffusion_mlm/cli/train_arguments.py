@@ -1,0 +1,136 @@
+"""What `train.py` takes beside the training arguments: the model and the data."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..hub_access import looks_like_path
+from ..modeling import PRESETS
+from ..training_args import DiffusionTrainingArguments
+
+PACKINGS = ("packed", "one_per_row")
+
+
+@dataclass
+class ModelArguments:
+    """The model that is trained, and its tokenizer."""
+
+    model_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Masked language model to fine-tune: a directory or a Hub id. Default: the small story model."
+        },
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "Train a model of this size from scratch instead.", "choices": list(PRESETS)}
+    )
+    tokenizer: str | None = field(
+        default=None,
+        metadata={
+            "help": "`bpe` or `char` (trained on the training text), a directory or a Hub id. Default: the model's."
+        },
+    )
+    vocab_size: int = field(default=8192, metadata={"help": "Vocabulary of `--tokenizer bpe`."})
+    dropout: float = field(default=0.1, metadata={"help": "Dropout of a model from scratch."})
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "sdpa, eager, ...: the model's by default."}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Let code in the model's repository run."})
+
+    def __post_init__(self) -> None:
+        if self.model_name is not None and self.preset is not None:
+            raise ValueError(
+                f"`--model-name` ({self.model_name}) and `--preset` ({self.preset}) exclude one another: fine-tune a "
+                f"model or train one from scratch."
+            )
+        if self.preset is None and self.tokenizer is not None:
+            raise ValueError(
+                f"`--tokenizer` is {self.tokenizer!r}, but a model that is fine-tuned keeps its own: add `--preset`."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`--dropout` must lie in [0, 1), not {self.dropout}.")
+        for name in ("model_name", "tokenizer"):
+            value = getattr(self, name)
+            if value is not None and looks_like_path(value) and not Path(value).is_dir():
+                raise ValueError(f"`--{name.replace('_', '-')}` is {value!r}, and there is no such directory.")
+
+
+@dataclass
+class DataArguments:
+    """The text to train on: a data set, local files, or the built-in stories if neither is named."""
+
+    dataset: str | None = field(default=None, metadata={"help": "Data set: a Hub id or a directory."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the data set to train on."})
+    eval_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on. Default: a share of the training split."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "Read the data set while training; needs --max-steps."})
+    train_file: list[str] | None = field(
+        default=None, metadata={"help": "Local files: text, .jsonl, .json, .csv, .tsv or .parquet, also .gz."}
+    )
+    eval_file: list[str] | None = field(default=None, metadata={"help": "Local files to evaluate on."})
+    text_column: str = field(default="text", metadata={"help": "Column that holds the text."})
+    text_unit: str = field(
+        default="line",
+        metadata={"help": "One text of a plain text file.", "choices": ["line", "paragraph", "file"]},
+    )
+    encoding: str = field(default="utf-8", metadata={"help": "Encoding of text files."})
+    validation: float = field(
+        default=0.02, metadata={"help": "Texts held out to evaluate on: a share below 1, or a number."}
+    )
+    num_stories: int = field(default=20_000, metadata={"help": "Built-in stories to train on."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Tokens per row. Default: 128, 80 for the stories, or what the model takes."}
+    )
+    packing: str | None = field(
+        default=None,
+        metadata={
+            "help": "`packed` cuts joined texts into full rows; `one_per_row` fills each with `</s>`, so that the "
+            "model learns where texts end. Default: packed, but one_per_row for the stories and prompts.",
+            "choices": list(PACKINGS),
+        },
+    )
+    join_texts: bool = field(default=False, metadata={"help": "Packed: put no `</s>` between two texts."})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of prompts, which are never masked; the text column is the response."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None and self.train_file:
+            raise ValueError(f"`--dataset` ({self.dataset}) and `--train-file` exclude one another: name one of them.")
+        for name in (*(self.train_file or []), *(self.eval_file or [])):
+            if not Path(name).is_file():
+                raise ValueError(f"The file {name!r} of `--train-file` or `--eval-file` does not exist.")
+        if self.num_stories < 1:
+            raise ValueError(f"`--num-stories` must be at least 1, not {self.num_stories}.")
+        if self.validation < 0:
+            raise ValueError(f"`--validation` must be a share below 1 or a number of texts, not {self.validation}.")
+        if self.max_length is not None and self.max_length < 3:
+            raise ValueError(f"`--max-length` must be at least 3 (<s>, one token, </s>), not {self.max_length}.")
+        if self.prompt_column is not None and not self.train_file:
+            raise ValueError("`--prompt-column` needs `--train-file`: pairs are read from local files.")
+        if self.packing is None:
+            one_per_row = self.is_stories or self.prompt_column is not None
+            self.packing = "one_per_row" if one_per_row else "packed"
+
+    @property
+    def is_stories(self) -> bool:
+        """Whether the text is the built-in stories."""
+        return self.dataset is None and not self.train_file
+
+
+@dataclass
+class TrainCommandArguments(DiffusionTrainingArguments):
+    """The training arguments of the command line, with short names for the most used."""
+
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Passes over the data.", "aliases": ["--epochs"]})
+    per_device_train_batch_size: int = field(
+        default=32, metadata={"help": "Rows per step and device in training.", "aliases": ["--batch-size"]}
+    )
+    eval_strategy: str = field(
+        default="epoch",
+        metadata={"help": "When the bound is evaluated.", "choices": ["no", "steps", "epoch"]},
+    )
+    overwrite_output: bool = field(
+        default=False, metadata={"help": "Replace the checkpoints that `--output-dir` already holds."}
+    )
