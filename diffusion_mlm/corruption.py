@@ -133,7 +133,7 @@ class ForwardProcess:
     Args:
         mask_id (`int`): id of the mask token.
         schedule (`str` or `Schedule`): maps time to mask rate. Under the `elbo` objective every schedule estimates the
-            same bound, with another variance; see `algorithms` in the documentation of `objectives`.
+            same bound, with another variance.
         masking (`"exact"`, `"bernoulli"` or `"levels"`): exact counts, independent tokens, or one of `levels`.
         levels (`tuple[float, ...]`): the mask rates of `masking="levels"`, by default 1.0, 0.9, ..., 0.1.
         levels_per (`"row"` or `"batch"`): whether rows draw their own level or the batch has one.

@@ -3,10 +3,10 @@
 Writing `l(u)` for the mean cross-entropy of a masked token when a share u of the tokens is masked, the objectives
 estimate
 
-* `elbo`: the integral of l(u) over u in (0, 1], which is the negative evidence lower bound per maskable token. Unit: the
-  row. Each row contributes the mean over its masked tokens, times the weight of the forward process.
-* `simple`: the integral of u l(u) divided by that of u, one mean over all masked tokens of the global batch. It stresses
-  high rates and is *not* a bound; it is what `labels=-100` gives under the plain `Trainer`.
+* `elbo`: the integral of l(u) over u in (0, 1], which is the negative evidence lower bound per maskable token. Unit:
+  the row. Each row contributes the mean over its masked tokens, times the weight of the forward process.
+* `simple`: the integral of u l(u) divided by that of u, one mean over all masked tokens of the global batch. It
+  stresses high rates and is *not* a bound; it is what `labels=-100` gives under the plain `Trainer`.
 * `full`: the mean over all maskable tokens, visible ones included, which is dominated by copying.
 
 A loss is a sum over this micro-batch divided by the number of units in the *global* batch (all accumulation steps and

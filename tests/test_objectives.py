@@ -51,7 +51,10 @@ def test_elbo_is_exact_to_the_stratum_with_the_default_schedule():
 
 def test_elbo_with_bernoulli_masks_agrees_with_exact_counts():
     """Form (A) of the bound (sum over rate x length) against form (B) (mean per row)."""
-    losses = [loss_of("elbo", batch, nll_of_share(batch)) for batch in [corrupted(4000, s, masking="bernoulli") for s in range(8)]]
+    losses = [
+        loss_of("elbo", batch, nll_of_share(batch))
+        for batch in [corrupted(4000, s, masking="bernoulli") for s in range(8)]
+    ]
     mean, error = torch.tensor(losses).mean(), torch.tensor(losses).std() / 8**0.5
     # E[sum of l(m/L)] over the masked tokens is E[m (1 + 4 m / L)] with m binomial: u L (1 + 4 (u + (1 - u) / L)).
     expected = 1 + 4 * (0.5 + 0.5 / LENGTH)

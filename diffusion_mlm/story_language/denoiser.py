@@ -1,5 +1,6 @@
 """The exact denoiser: what a perfectly trained model of the stories would answer, with the interface of a model."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from .automaton import BOS_ID, MASK_ID
 from .inference import Inference
-from .language import AUTOMATON
+from .language import AUTOMATON, BLOCK_LENGTH
 
 
 class ExactDenoiser(nn.Module):
@@ -27,6 +28,9 @@ class ExactDenoiser(nn.Module):
     def __init__(self, finished: bool = False, dtype: torch.dtype = torch.float32):
         super().__init__()
         self.inference = Inference(AUTOMATON)
+        # What `generate` reads of a model: these rows end with `</s>` and are filled with it.
+        facts = {"generates_end": True, "row_length": BLOCK_LENGTH}
+        self.config = SimpleNamespace(vocab_size=self.inference.vocab_size, diffusion=facts)
         self.finished = finished
         self.dtype = dtype
         self.impossible_contexts = 0
