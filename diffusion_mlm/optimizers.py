@@ -38,9 +38,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
                 matrices.append(parameter)
             else:
                 tables.append(parameter)
+        groups: list[dict[str, Any]] = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
         self._parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
-                [{"params": tables}, {"params": vectors, "weight_decay": 0.0}],
+                groups,
                 lr=lr,
                 betas=betas,
                 eps=eps,

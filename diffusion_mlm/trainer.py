@@ -160,12 +160,13 @@ class DiffusionTrainer(Trainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, or Muon with AdamW for `optim="muon"`."""
-        if self.optimizer is None and self.args.optim == "muon":
+        if self.args.optim == "muon" and getattr(self, "optimizer", None) is None:
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = MuonWithAdamW(
+            muon = MuonWithAdamW(
                 model or self.model, self.args.learning_rate, self.args.weight_decay, betas, self.args.adam_epsilon
             )
-            return self.optimizer
+            self.optimizer = muon
+            return muon
         return super().create_optimizer(model)
 
     # Loss
