@@ -65,6 +65,10 @@ def enumerate_toy() -> dict[str, float]:
 TOY_TEXTS = enumerate_toy()
 
 
+# A word of each of these forms stands in every story; those of `friend` are an animal and its name, and so on.
+TELLING_FORMS = {"hero": ["name"], "friend": ["friend", "pet"], "treasure": ["colour", "object"]}
+
+
 def words_of(text: str) -> list[str]:
     return re.findall(r"[A-Za-z]+", text)
 
@@ -87,7 +91,7 @@ def true_token_log_probs(denoiser: ExactDenoiser, clean: Tensor, masked: Tensor)
 def test_language_meets_its_requirements():
     word_types = [token for token in AUTOMATON.vocabulary[len(SPECIAL_TOKENS) :] if token.strip().isalpha()]
     assert len(word_types) >= 200
-    assert 220 <= len(AUTOMATON.vocabulary) <= 330
+    assert 220 <= len(AUTOMATON.vocabulary) <= 400
     assert story_language.number_of_stories() > 10**12
     assert 0.5 <= story_language.entropy_per_token() <= 1.5
     assert AUTOMATON.entropy() > 30
@@ -98,7 +102,7 @@ def test_every_story_has_45_to_70_words_and_fits_the_block():
     counts = [len(words_of(story)) for story in STORIES]
     assert 45 <= least <= min(counts) <= max(counts) <= most <= 70
     tokens = [len(split_text(story)) for story in STORIES]
-    assert AUTOMATON.length_range()[0] <= min(tokens) <= max(tokens) <= AUTOMATON.length_range()[1] <= 76
+    assert AUTOMATON.length_range()[0] <= min(tokens) <= max(tokens) <= AUTOMATON.length_range()[1] <= 78
     assert AUTOMATON.length_range()[1] + 2 == BLOCK_LENGTH <= 80
 
 
@@ -108,23 +112,27 @@ def test_every_story_keeps_its_hero_pronouns_and_things():
     for story in STORIES:
         words = words_of(story)
         for variable, values in VARIABLES.items():
-            form = "name" if variable == "hero" else variable
-            told = {word for word in words if word in {value[form] for value in values}}
-            assert len(told) == 1, f"{variable} must be one and the same, got {told} in: {story}"
+            for form in TELLING_FORMS[variable]:
+                told = {word for word in words if word in {value[form] for value in values}}
+                assert len(told) == 1, f"{variable} must be one and the same, got {told} in: {story}"
             if variable == "hero":
                 assert not set(words) & (male if told <= girls else female), story
+            elif variable in ("friend", "treasure"):
+                forms = {form: next(w for w in words if w in {v[form] for v in values}) for form in values[0]}
+                assert forms in values, f"{forms} belong together in: {story}"
 
 
-def test_things_and_friends_recur():
-    recurring = 0
-    for story in STORIES:
-        counts = [
-            sum(word in {value[form] for value in VARIABLES[form]} for word in words_of(story))
-            for form in ("object", "friend", "place", "elder")
-        ]
-        assert all(counts)
-        recurring += sum(count > 1 for count in counts)
-    assert recurring / len(STORIES) > 2
+def test_heroes_friends_and_things_recur():
+    mentions = {
+        form: torch.tensor(
+            [sum(word in {value[form] for value in values} for word in words_of(story)) for story in STORIES]
+        ).double()
+        for variable, values in VARIABLES.items()
+        for form in TELLING_FORMS[variable]
+    }
+    assert all(bool((counts >= 1).all()) for counts in mentions.values())
+    assert mentions["object"].min() >= 2, "the treasure is shown, and comes back"
+    assert mentions["object"].mean() > 2.5 and mentions["pet"].mean() > 2.5 and mentions["name"].mean() > 1.5
 
 
 def test_every_word_of_the_vocabulary_is_used():
@@ -223,14 +231,15 @@ def test_a_story_with_one_fault_is_refused():
         faulty += [
             swap_one(story, [value["name"] for value in VARIABLES["hero"]]),
             swap_one(story, [value["friend"] for value in VARIABLES["friend"]]),
+            swap_one(story, [value["pet"] for value in VARIABLES["friend"]]),
             swap_one(story, ["He", "She"]) if re.search(r"\b(He|She)\b", story) else "",
             swap_one(story, ["his", "her", "him"]) if re.search(r"\b(his|her|him)\b", story) else "",
         ]
         faulty += [story + " ", " " + story, story.replace(" ", "  ", 1), story[:-1], story + ".", story.lower()]
-        faulty += [story.replace(" lived ", " dwelt "), story.replace(" lived", ""), f"{story} {story}", story + "\n"]
-    things = [s for s in STORIES if sum(w in {v["object"] for v in VARIABLES["object"]} for w in words_of(s)) > 1]
-    faulty += [swap_one(story, [value["object"] for value in VARIABLES["object"]]) for story in things[:40]]
-    faulty += [swap_one(story, [value["colour"] for value in VARIABLES["colour"]]) for story in things[:40]]
+        faulty += [story.replace(" were ", " was "), story.replace(" were", ""), f"{story} {story}", story + "\n"]
+    things = STORIES[:40]
+    faulty += [swap_one(story, [value["object"] for value in VARIABLES["treasure"]]) for story in things]
+    faulty += [swap_one(story, [value["colour"] for value in VARIABLES["treasure"]]) for story in things]
     faulty += ["", " ", "<s>", "</s>", "<mask>", "Once upon a time", "café", "7"]
     assert log_prob(stories + things).isfinite().all()
     assert log_prob(faulty).isneginf().all()
@@ -299,7 +308,7 @@ def test_one_visible_pronoun_halves_the_names():
     tied = torch.tensor([AUTOMATON.vocabulary[i].strip() in hero for i in row.tolist()])
     name_at = next(i for i, token in enumerate(row.tolist()) if AUTOMATON.vocabulary[token].strip() in names)
     her_at = next(i for i, token in enumerate(row.tolist()) if AUTOMATON.vocabulary[token] == " her")
-    for visible, chance in ((None, 1 / 12), (her_at, 1 / 6), (name_at, 1.0)):
+    for visible, chance in ((None, 1 / 10), (her_at, 1 / 5), (name_at, 1.0)):
         canvas = row.masked_fill(tied, MASK_ID)
         if visible is not None:
             canvas[visible] = row[visible]
@@ -471,7 +480,7 @@ def test_token_mean_over_the_batch_weights_high_rates(exact_stratified, bernoull
 def test_loss_per_masked_token_falls_with_the_number_of_visible_tokens(exact_stratified):
     visible = (MASKABLE - exact_stratified.num_masked).flatten()
     loss = (exact_stratified.nats / exact_stratified.num_masked).flatten()
-    bins = [loss[(visible >= low) & (visible < low + 15)].mean() for low in range(0, MASKABLE, 15)]
+    bins = [loss[(visible >= low) & (visible < high)].mean() for low, high in ((0, 10), (10, 20), (20, 40), (40, 80))]
     assert all(later < earlier for earlier, later in itertools.pairwise(bins))
 
 

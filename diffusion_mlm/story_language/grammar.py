@@ -27,23 +27,44 @@ def _values(form: str, words: str) -> list[dict[str, str]]:
 
 # variable -> its values; each value says which word it puts into each form.
 VARIABLES: dict[str, list[dict[str, str]]] = {
-    "hero": [value | GIRL for value in _values("name", "Lily Anna Rosa Clara Nora Mia")]
-    + [value | BOY for value in _values("name", "Tom Ben Leo Finn Jack Max")],
-    "friend": _values("friend", "fox dog cat rabbit duck goat pony mouse donkey bear"),
-    "place": _values("place", "lake river forest meadow mill bridge castle orchard harbour beach"),
-    "colour": _values("colour", "red blue green yellow white purple golden silver"),
-    "object": _values("object", "kite lantern drum scarf hat ball bell book flute blanket"),
-    "elder": _values("elder", "grandmother grandfather mother father aunt uncle"),
+    "hero": [value | GIRL for value in _values("name", "Lily Anna Rosa Clara Mia")]
+    + [value | BOY for value in _values("name", "Tom Ben Leo Finn Max")],
+    "friend": [
+        {"friend": animal, "pet": name}
+        for animal, name in (
+            ("fox", "Rusty"),
+            ("dog", "Biscuit"),
+            ("cat", "Whiskers"),
+            ("rabbit", "Clover"),
+            ("duck", "Waddles"),
+            ("goat", "Nibbles"),
+            ("pony", "Star"),
+            ("mouse", "Pip"),
+        )
+    ],
+    "treasure": [
+        {"colour": colour, "object": thing}
+        for colour, things in (
+            ("red", "kite scarf"),
+            ("blue", "drum boat"),
+            ("golden", "bell lantern"),
+            ("silver", "flute whistle"),
+            ("green", "hat blanket"),
+        )
+        for thing in things.split()
+    ],
 }
 
 SLOTS: dict[str, str] = {
     # people and animals
     "Little": "Little Young Brave",
-    "kind": "kind brave curious clever shy playful",
-    "small": "small playful loyal sleepy clever shy brave curious",
+    "kind": "kind brave curious clever shy playful cheerful polite patient",
+    "small": "small playful loyal sleepy clever shy brave curious gentle hungry",
     "cheeky": "cheeky greedy sly bold",
     "sad": "sad lonely tired",
+    "elder": "grandmother grandfather mother father aunt uncle",
     # places and times
+    "place": "lake river forest meadow mill bridge castle orchard harbour beach",
     "quiet": "quiet sunny windy misty",
     "tiny": "tiny cosy wooden",
     "cottage": "cottage house hut",
@@ -51,65 +72,60 @@ SLOTS: dict[str, str] = {
     "morning": "morning evening afternoon day",
     "April": "April May June October",
     "midnight": "midnight nightfall supper sunrise",
-    "village": "village town",
-    "door": "door gate",
+    "village": "village town market",
+    "door": "door gate window",
     # the present
     "finest": "finest dearest favourite",
-    "treasure": "treasure toy",
-    "lovely": "lovely new little fine bright",
+    "toy": "treasure toy present",
+    "lovely": "lovely new little fine shiny wonderful pretty",
     "loved": "loved treasured adored",
     "sent": "bought made sent",
     "found": "made bought found",
-    "slept": "slept played",
+    "slept": "slept played danced",
     # lost and found
-    "gone": "gone missing lost",
+    "gone": "gone missing lost broken",
     "everywhere": "everywhere together bravely",
-    "bush": "bush bench log",
-    "tree": "tree rock",
-    "cried": "cried sighed",
+    "bush": "bush bench stone",
+    "cried": "cried sighed wept",
     "under": "under behind beside",
-    "mossy": "mossy hollow big",
-    "log": "log rock bush bench",
+    "mossy": "mossy hollow warm",
+    "nest": "nest log basket",
+    "howled": "howled wept helped",
+    "log": "log rock tree hedge chest",
     "pulled": "pulled dug",
-    "leaves": "leaves hay",
-    "saw": "saw spotted",
+    "leaves": "leaves hay straw",
+    "saw": "saw spotted noticed",
     # the thief
     "stole": "stole took grabbed",
-    "ran": "ran slipped",
+    "ran": "ran slipped flew",
     "chased": "chased followed",
-    "dark": "dark cold",
-    "cave": "cave tower hut",
-    "lonely": "lonely playing",
-    "gladly": "gladly quickly",
-    "sweet": "sweet ripe",
-    "cherries": "cherries plums",
-    "begged": "begged cried shouted",
+    "cave": "cave tower cellar forest swamp",
+    "gladly": "gladly quickly gently",
+    "sweet": "sweet ripe juicy",
+    "cherries": "cherries plums apples",
+    "begged": "begged shouted called",
     "bowed": "bowed nodded smiled",
     # the friend goes astray
-    "wandered": "wandered ran",
-    "called": "called shouted",
-    "waited": "waited searched",
-    "answered": "answered came",
-    "farmer": "farmer baker",
-    "raised": "raised lifted",
-    "running": "running racing",
+    "wandered": "wandered hopped",
+    "waited": "waited searched listened",
+    "farmer": "farmer baker miller",
+    "raised": "raised lifted waved",
+    "running": "running racing hurrying",
     # the stranger
-    "home": "home supper",
-    "cold": "cold hungry sleepy",
-    "smiled": "smiled nodded",
-    "hold": "hold borrow",
-    "laugh": "laugh smile",
+    "home": "home money family bed",
+    "hungry": "hungry thirsty frightened",
+    "hold": "hold borrow keep",
+    "laugh": "laugh smile sing",
     "laughed": "laughed smiled danced",
     # the end
-    "hurried": "hurried ran skipped danced",
-    "whole": "whole happy funny strange",
-    "soundly": "soundly happily",
-    "best": "best dear true",
-    "baked": "baked made",
-    "warm": "warm sweet",
-    "pancakes": "pancakes pies biscuits",
-    "always": "always proudly gladly",
-    "so": "so very",
+    "hurried": "hurried skipped marched",
+    "soundly": "soundly happily peacefully",
+    "best": "best dear true close great",
+    "baked": "baked made served bought",
+    "pancakes": "pancakes pies biscuits cakes",
+    "everyone": "everyone dinner breakfast supper",
+    "always": "always proudly gladly carefully bravely",
+    "so": "so very really truly",
 }
 
 
@@ -125,16 +141,16 @@ def for_each(placeholder: str, words: str, node: Node) -> list[Node]:
 
 
 OPENING = [
-    "Once upon a time, {name} lived near the {place} with a {small} {friend}.",
-    "A {kind} {child} named {name} lived near the {place} with a {small} {friend}.",
-    "{Little} {name} lived near the {quiet} {place} with {his} {small} {friend}.",
-    "In a {tiny} {cottage} by the {place} lived {name} and {his} {small} {friend}.",
+    "Once upon a time, {name} lived near the {place} with {pet} the {friend}.",
+    "A {kind} {child} named {name} had a {small} {friend} called {pet}.",
+    "{Little} {name} lived by the {quiet} {place} with {his} {friend}, {pet}.",
+    "In a {tiny} {cottage} lived {name} and {his} {small} {friend}, {pet}.",
 ]
 
 PRESENT = [
     "{His} {elder} had {sent} {him} a {lovely} {colour} {object}.",
-    "{His} {finest} {treasure} was a {colour} {object} from {his} {elder}.",
-    "{He} {loved} the {colour} {object} that {his} {elder} had {found}.",
+    "{His} {finest} {toy} was a {colour} {object} from {his} {elder}.",
+    "{He} {loved} the {lovely} {colour} {object} that {his} {elder} had {found}.",
     "{He} never {slept} without the {colour} {object} from {his} {elder}.",
 ]
 
@@ -149,79 +165,79 @@ LOST = (
     [
         "the {colour} {object} was {gone}.",
         "{he} could not find the {colour} {object}.",
-        "{he} lost the {colour} {object} by the {place}.",
+        "{name} lost the {colour} {object} at the {village}.",
     ],
     [
-        "{He} and the {friend} searched {everywhere} until {midnight}.",
-        "{He} looked under every {bush} and behind every {tree}.",
-        "Poor {name} {cried} and asked everyone in the {village}.",
+        "{He} and {pet} the {friend} searched {everywhere} until {midnight}.",
+        "{He} and {pet} looked under every {bush} and {log}.",
+        "Poor {name} {cried}, and {pet} the {friend} {howled}.",
     ],
     [
-        "At last, the {friend} found it {under} a {mossy} {log}.",
-        "Then the {friend} {pulled} it out of a pile of {leaves}.",
-        "Finally, {he} {saw} it {under} a {mossy} {log}.",
+        "At last, {pet} found the {colour} {object} {under} a {log}.",
+        "Then {pet} {pulled} the {colour} {object} out of the {leaves}.",
+        "Finally, {he} {saw} the {colour} {object} in a {mossy} {nest}.",
     ],
 )
 
 STOLEN = (
     [
         "a {cheeky} {thief} {stole} the {colour} {object}.",
-        "a {cheeky} {thief} {ran} away with it.",
+        "a {cheeky} {thief} {ran} away with the {colour} {object}.",
     ],
     [
-        "{He} and the {friend} {chased} the {thief} until {midnight}.",
-        "The {friend} {chased} the {thief} past the {place}.",
-        "{name} {chased} the {thief} into a {dark} {cave}.",
+        "{He} and {pet} {chased} the {thief} until {midnight}.",
+        "{pet} the {friend} {chased} the {thief} past the {village}.",
+        "{name} and {pet} {chased} the {thief} into a {cave}.",
     ],
     [
-        "The {thief} was only {lonely} and gave it back {gladly}.",
-        "So {he} traded {sweet} {cherries} for it, and the {thief} {bowed}.",
+        "The {thief} was only {sad} and gave it back {gladly}.",
+        "So {he} traded {sweet} {cherries} for the {colour} {object}.",
         '"Give it back," {begged} {name}, and the {thief} {bowed}.',
     ],
 )
 
 ASTRAY = (
     [
-        "the {friend} did not come home.",
-        "the {friend} {wandered} off and got lost.",
-        "the {friend} got lost near the {place}.",
+        "{pet} the {friend} did not come home.",
+        "{pet} the {friend} {wandered} off and got lost.",
+        "{pet} got lost in the {village}.",
     ],
     [
-        "{name} {called} and {waited}, but nobody {answered}.",
-        "{He} waited by the {door} with a heavy heart.",
-        "{He} asked every {farmer} in the {village} for help.",
+        "{name} called for {pet} and {waited} until {midnight}.",
+        "{He} waited for {pet} by the {door} until {midnight}.",
+        "{He} asked every {farmer} in the {village} about {pet}.",
     ],
     [
-        "When {he} {raised} the {colour} {object}, the {friend} came {running}.",
-        "At last, the {colour} {object} led the {friend} straight home.",
-        "Finally, the {friend} {saw} the {colour} {object} and came {running}.",
+        "When {he} {raised} the {colour} {object}, {pet} came {running}.",
+        "At last, the {colour} {object} led {pet} the {friend} straight to {him}.",
+        "Finally, {pet} {saw} the {colour} {object} and came {running}.",
     ],
 )
 
 STRANGER = (
     [
-        "{he} met a {sad} {stranger} by the {place}.",
+        "{he} met a {sad} {stranger} by the {door}.",
         "a {sad} {stranger} knocked on the {door}.",
     ],
     [
-        "The {stranger} had no {home} and looked very {cold}.",
-        "The {stranger} was {cold} and far from home.",
-        "Nobody spoke to the {stranger}, but {name} {smiled}.",
+        "The {stranger} had no {home} and looked very {hungry}.",
+        "{pet} the {friend} saw that the {stranger} was {hungry}.",
+        "Nobody spoke to the {stranger}, but {name} and {pet} {bowed}.",
     ],
     [
         "So {he} shared the {colour} {object}, and the {stranger} {laughed}.",
-        "The {friend} and the {colour} {object} made the {stranger} {laugh}.",
-        "{name} let the {stranger} {hold} the {colour} {object} until {midnight}.",
+        "{pet} and the {colour} {object} made the {stranger} {laugh}.",
+        "{name} let the {stranger} {hold} the {colour} {object}.",
     ],
 )
 
 ENDING = [
-    "{name} {hurried} home and told {his} {elder} the {whole} story.",
-    "That night, {he} slept {soundly} beside the {colour} {object}.",
-    "From then on, {name} and the {friend} were {best} friends.",
-    "The next day, {his} {elder} {baked} {warm} {pancakes} for everyone.",
-    "After that, the {friend} {always} guarded the {colour} {object}.",
-    '"I am {so} proud of you," said {his} {elder}.',
+    "{name} and {pet} {hurried} home to tell everyone everything.",
+    "That night, {he} slept {soundly} beside {pet} and the {colour} {object}.",
+    "From then on, {name} and {pet} the {friend} were {best} friends.",
+    "The next day, {name} {baked} {sweet} {pancakes} for {everyone}.",
+    "After that, {pet} the {friend} {always} guarded the {colour} {object}.",
+    '"I am {so} proud of you," {name} told {pet}.',
 ]
 
 STORY: Node = (
