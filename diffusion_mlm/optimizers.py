@@ -1,14 +1,69 @@
 """`--optim muon`: Muon for the matrices of the hidden layers, AdamW for embeddings, head, norms and biases."""
 
+import math
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+
+def orthogonalize(matrices: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """Brings the singular values of each matrix near 1 by Newton-Schulz iterations (Jordan et al. 2024, Muon).
+
+    Args:
+        matrices (`torch.Tensor` of shape `(count, rows, columns)`), coefficients: of the odd quintic polynomial that
+            is applied to the singular values, steps (`int`): how often, eps (`float`): least norm to divide by.
+    """
+    a, b, c = coefficients
+    wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
+    wide = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)  # no singular value above 1
+    for _ in range(steps):
+        gram = wide @ wide.mT
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
+    return wide.mT if matrices.shape[-2] > matrices.shape[-1] else wide
+
+
+class Muon(torch.optim.Muon):
+    """torch's Muon with the iteration in float32 where bfloat16 is emulated, and for all matrices of a shape at once.
+
+    torch iterates in bfloat16, one matrix after another, which is slower than a whole training step of a small model
+    on a CPU without bfloat16 units. State and update rule are torch's, with `adjust_lr_fn="match_rms_adamw"`.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(parameters, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = closure() if closure is not None else None
+        for group in self.param_groups:
+            parameters: list[Tensor] = []
+            grads: list[Tensor] = []
+            buffers: list[Tensor] = []
+            self._init_group(group, parameters, grads, buffers)
+            if not parameters:
+                continue
+            torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+            updates = torch._foreach_lerp(grads, buffers, group["momentum"]) if group["nesterov"] else buffers
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            alike: dict[tuple[torch.Size, torch.device], list[int]] = defaultdict(list)
+            for index, parameter in enumerate(parameters):
+                alike[parameter.shape, parameter.device].append(index)
+            for (shape, device), indices in alike.items():
+                stacked = torch.stack([updates[index] for index in indices])
+                if device.type == "cuda":
+                    stacked = stacked.bfloat16()
+                directions = orthogonalize(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                scale = 0.2 * math.sqrt(max(shape))  # `match_rms_adamw`
+                for index, direction in zip(indices, directions.unbind(), strict=True):
+                    parameters[index].add_(direction, alpha=-group["lr"] * scale)
+        return loss
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """torch's own Muon and fused AdamW behind one optimizer, so that schedules, checkpoints and accelerate see one.
+    """Muon and fused AdamW behind one optimizer, so that schedules, checkpoints and accelerate see one.
 
     Muon's update is scaled to the root mean square of AdamW's (Moonlight, arXiv:2502.16982, eq. 4), so both share one
     learning rate and one weight decay.
@@ -50,9 +105,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
             )
         ]
         if matrices:
-            self._parts.append(
-                torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self._parts.append(Muon(matrices, lr, weight_decay))
         super().__init__(tables + vectors + matrices, {"lr": lr})
         self._share_groups()
 

@@ -5,7 +5,7 @@ import torch
 from transformers import RobertaConfig, RobertaForMaskedLM
 
 from diffusion_mlm import DiffusionTrainer, DiffusionTrainingArguments, story_language
-from diffusion_mlm.optimizers import MuonWithAdamW
+from diffusion_mlm.optimizers import Muon, MuonWithAdamW, orthogonalize
 
 
 def tiny_model() -> RobertaForMaskedLM:
@@ -66,6 +66,31 @@ def test_a_saved_and_loaded_optimizer_goes_on_bit_for_bit():
         step(model, optimizer, seed)
         step(other, resumed, seed)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 16, 4), (2, 4, 16)])
+def test_orthogonalized_matrices_have_singular_values_near_1(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    singular_values = torch.linalg.svdvals(orthogonalize(matrices, (3.4445, -4.7750, 2.0315), 5, 1e-7))
+    assert singular_values.min() > 0.4 and singular_values.max() < 1.4
+    alone = orthogonalize(matrices[:1], (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    torch.testing.assert_close(orthogonalize(matrices, (3.4445, -4.7750, 2.0315), 5, 1e-7)[:1], alone)
+
+
+def test_muon_steps_as_torch_does_but_for_rounding():
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in ((8, 8), (8, 8), (16, 4), (4, 16))]
+    ours, theirs = ([torch.nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    settings = {"lr": 0.1, "weight_decay": 0.1}
+    pair = Muon(ours, **settings), torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in pair:
+            optimizer.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.03 * (b - before).norm(), "bfloat16 has 8 bits"
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw_torch_fused"])
