@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
+from transformers.utils import is_torch_xla_available
 
 from .corruption import GUIDE_LEVELS, MASKINGS, ForwardProcess
 from .objectives import OBJECTIVES
@@ -134,6 +136,8 @@ class DiffusionTrainingArguments(TrainingArguments):
         optim = self.optim
         if optim == "muon":  # unknown to transformers: `DiffusionTrainer.create_optimizer` makes it
             self.optim = "adamw_torch_fused"
+        if not torch.accelerator.is_available() and not is_torch_xla_available():
+            self.use_cpu = True  # unless it is said, the processes of `torchrun` each train a model of their own
         super().__post_init__()
         if optim == "muon":
             self.optim = optim

@@ -4,6 +4,7 @@ import re
 from dataclasses import fields
 
 import pytest
+import torch
 from transformers import TrainingArguments
 
 from diffusion_mlm import DiffusionTrainingArguments
@@ -96,3 +97,9 @@ def test_masking_settings_build_the_forward_process_they_describe(tmp_path):
 
 def test_a_schedule_is_kept_under_its_own_name(tmp_path):
     assert DiffusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, schedule="cosine").schedule == "cosine"
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+def test_several_processes_without_an_accelerator_train_one_model(tmp_path):
+    """transformers makes them one world only if told that there is no accelerator."""
+    assert DiffusionTrainingArguments(str(tmp_path)).use_cpu
