@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from .corruption import GUIDE_LEVELS, CorruptedBatch, ForwardProcess, batch_key
 from .modeling import end_token_id, require_mask_token
 from .randomness import fold_in
+from .tokenization import special_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class DataCollatorForMaskedDiffusion:
             no_prefix_share=self.no_prefix_share,
             span_length=self.span_length,
         )
-        special = set(self.tokenizer.all_special_ids)
+        special = set(special_token_ids(self.tokenizer))
         if self.mask_end_token:
             special.discard(end_token_id(self.tokenizer))
         self._never_masked = torch.tensor(sorted(special))

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
 
 from .hub_access import require_repository
+from .tokenization import special_token_ids
 
 logger = logging.getLogger(__name__)
 
 # Layers, width and heads; the feed-forward width is 4 times the width, as in RoBERTa.
 PRESETS: dict[str, dict[str, int]] = {
-    "roberta-tiny": {"num_hidden_layers": 4, "hidden_size": 128, "num_attention_heads": 4},
+    "roberta-tiny": {"num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4},
     "roberta-mini": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4},
     "roberta-small": {"num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8},
     "roberta-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12},
@@ -57,14 +58,54 @@ def preset_config(
     )
 
 
-def build_model(config: Any, seed: int = 0, attn_implementation: str = "sdpa") -> PreTrainedModel:
-    """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone."""
+def build_model(config: Any, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
+    """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
+
+    RoBERTa starts with attention that copies, see `_start_by_copying`. Without `attn_implementation` the model class
+    decides: the fused kernel where it has one (DeBERTa has none).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the accelerators too
         # `from_config` writes the attention implementation into the configuration it is given.
-        return AutoModelForMaskedLM.from_config(
+        model = AutoModelForMaskedLM.from_config(
             copy.deepcopy(config), attn_implementation=attn_implementation, dtype=torch.float32
         )
+        if config.model_type == "roberta":
+            _start_by_copying(model)
+    _switch_off_token_dropout(model)
+    return model
+
+
+@torch.no_grad()
+def _start_by_copying(model: PreTrainedModel) -> None:
+    """Starts every attention layer by adding what it attends to, unchanged: value, then output, is the identity.
+
+    Trained language models come to look like this (Trockman and Kolter 2023, arXiv:2305.09828, section 3). A masked
+    model must fill a blank with a word from elsewhere in the text (a name, a thing that recurs); with the usual
+    start it first has to find out how to move a word from one place to another, which takes thousands of steps.
+    """
+    for layer in model.base_model.encoder.layer:  # type: ignore[union-attr]
+        value, output = layer.attention.self.value.weight, layer.attention.output.dense.weight
+        nn.init.orthogonal_(value)
+        output.copy_(value.T)
+
+
+@torch.no_grad()
+def _switch_off_token_dropout(model: PreTrainedModel) -> None:
+    """Lets ESM read rows of mostly masks, by turning its "token dropout" into what pre-training saw of it.
+
+    Token dropout puts 0 for a mask and divides every embedding by the visible share of the row: 5.3 times what it
+    should be at 10 masks of 12, NaN at nothing but masks. At the mask rate of pre-training the factor is 1, so what
+    the weights know is the 0, which becomes the embedding of the mask.
+
+    Source: `EsmEmbeddings` of transformers.
+    """
+    config, embeddings = model.config, getattr(model.base_model, "embeddings", None)
+    if embeddings is None or not getattr(embeddings, "token_dropout", False):
+        return
+    config.token_dropout = embeddings.token_dropout = False
+    embeddings.word_embeddings.weight[config.mask_token_id] = 0
+    logger.info("Token dropout is switched off: it is made for few masks. Masks are read as 0, as in pre-training.")
 
 
 def load_model(
@@ -86,24 +127,28 @@ def load_model(
 
     Raises:
         ValueError: there is no such directory, no safetensors weights, the architecture has no masked-language-model
-            class, weights are missing or of another shape, or they hold NaN.
+            class, weights are missing or of another shape, or they hold NaN; or the model cannot be called with token
+            ids and an attention mask alone, or predicts something else when a row is padded.
         HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
     """
     require_repository(name_or_path, "model", argument)
     if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, "config.json")):
         raise ValueError(f"`{argument}` is {name_or_path!r}, a directory without config.json: it holds no model.")
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": attn_implementation,
+        "trust_remote_code": trust_remote_code,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # they are listed instead, and refused below
+        "output_loading_info": True,
+    }
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            name_or_path,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are listed instead, and refused below
-            output_loading_info=True,
-        )
+        model, info = AutoModelForMaskedLM.from_pretrained(name_or_path, config=config, **how)
+        other_head = any(key.startswith("lm_predictions.") for key in info["unexpected_keys"])
+        if config.model_type == "deberta-v2" and other_head:  # that of DeBERTa-v3, whose config.json does not say so
+            config.legacy = False
+            model, info = AutoModelForMaskedLM.from_pretrained(name_or_path, config=config, **how)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ValueError(f"`{argument}` is {name_or_path!r}, which cannot be loaded: {_reason(error)}") from error
     except Exception as error:
@@ -114,6 +159,8 @@ def load_model(
             f"short or a Git LFS pointer? Download it again."
         ) from error
     _require_complete(model, info, name_or_path, argument)
+    _switch_off_token_dropout(model)
+    _require_independent_rows(model, name_or_path, argument)
     return model
 
 
@@ -143,18 +190,48 @@ def _require_complete(model: PreTrainedModel, info: dict[str, Any], name: str, a
             raise ValueError(f"`{argument}` is {name!r}, whose weights {key} are not finite. Choose another one.")
 
 
+# What a model raises that is called in a way it does not know.
+_CALL_ERRORS = (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError)
+
+
+@torch.no_grad()
+def _require_independent_rows(model: PreTrainedModel, name: str, argument: str) -> None:
+    """Refuses what cannot read token ids with an attention mask, or whose logits depend on the padding after them."""
+    kind = type(model).__name__
+    attention_mask = torch.tensor([[1, 1, 1, 0, 0]])
+    try:
+        ids = torch.tensor([[5, 6, 7, 0, 0]]) % model.config.vocab_size
+        with torch.random.fork_rng(devices=[]):
+            padded = model(input_ids=ids, attention_mask=attention_mask).logits[:, :3]
+            alone = model(input_ids=ids[:, :3], attention_mask=attention_mask[:, :3]).logits
+        error, spread = (padded - alone).abs().max(), (alone[:, 1:] - alone[:, :-1]).abs().max()
+    except _CALL_ERRORS as cause:
+        raise ValueError(
+            f"`{argument}` is {name!r}, a {kind}, which is not supported: it cannot be called with token ids and an "
+            f"attention mask alone ({_reason(cause).rstrip('.')}). Choose a model like RoBERTa or BERT."
+        ) from cause
+    if error > max(1e-4, 4 * torch.finfo(alone.dtype).eps) * spread:
+        raise ValueError(
+            f"`{argument}` is {name!r}, a {kind}, which is not supported: padding changes what it predicts, so a text "
+            f"would depend on the other texts of its batch. Choose a model like RoBERTa or BERT."
+        )
+
+
 def context_length(model: Any, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
     """The number of tokens, special ones included, that a row may have.
 
-    RoBERTa and its relatives count positions from the padding id + 1, so 514 positions make 512 tokens. Models without
-    a position table (rotary, relative) are limited by the tokenizer if it says so, else not at all (2**31).
+    RoBERTa and its relatives count positions from the padding id + 1, so 514 positions make 512 tokens; ESM does so
+    where it has no position table too. A model that names no limit has that of the tokenizer, else none (2**31).
     """
     config = getattr(model, "config", None)
     limit = getattr(config, "max_position_embeddings", None) or 2**31
     embeddings = getattr(getattr(model, "base_model", None), "embeddings", None)
     table = getattr(embeddings, "position_embeddings", None)
-    if isinstance(table, nn.Embedding) and table.padding_idx is not None:
-        limit = table.num_embeddings - table.padding_idx - 1
+    padding = getattr(table, "padding_idx", None)
+    if padding is None and getattr(config, "model_type", None) == "esm":
+        padding = config.pad_token_id  # type: ignore[union-attr]
+    if padding is not None:
+        limit -= padding + 1
     if tokenizer is not None and tokenizer.model_max_length < 1_000_000:
         limit = min(limit, tokenizer.model_max_length)
     return int(limit)
@@ -219,7 +296,7 @@ def _probe_row_selection(model: nn.Module) -> bool:
         # Small beside what tells two positions apart, in any dtype and however small the weights are.
         error, spread = (selected[0] - full[rows]).abs().max(), (full[:, 1:] - full[:, :-1]).abs().max()
         return bool(error <= 0.02 * spread)
-    except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):
+    except _CALL_ERRORS:
         return False
     finally:
         for module in in_training:
@@ -253,12 +330,14 @@ def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
 def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, generates_end: bool, vocab_size: int) -> list[int]:
     """Ids that get probability 0 in loss and sampler: every special token, and rows of the table without a token.
 
+    Special tokens without a role count, such as the 250 that EuroBERT holds in reserve.
+
     Args:
         tokenizer: the tokenizer of the model.
         generates_end (`bool`): whether the model was trained to write the end-of-text token, which is then allowed.
         vocab_size (`int`): rows of the model's output, at least `len(tokenizer)`.
     """
-    forbidden = set(tokenizer.all_special_ids) | set(range(len(tokenizer), vocab_size))
+    forbidden = set(special_token_ids(tokenizer, require_mask=False)) | set(range(len(tokenizer), vocab_size))
     if generates_end:
         forbidden.discard(end_token_id(tokenizer))
     return sorted(forbidden)

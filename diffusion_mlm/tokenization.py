@@ -165,7 +165,7 @@ def encode_texts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> 
         batch: Any = tokenizer(
             pieces[first:last],
             add_special_tokens=False,
-            split_special_tokens=True,  # a special token's string in the text is text
+            split_special_tokens=not _searches_for_tokens(tokenizer),  # a special token's string in the text is text
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,  # no warning about length: the caller cuts
@@ -181,8 +181,32 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return encode_texts(tokenizer, [text])[0]
 
 
+def decode_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+    """The text of some token ids, as it would be typed.
+
+    Relations: `tokenizer.decode` puts a space between two amino acids, and leaves the `##` of a WordPiece that would
+    go on with a word where it comes first.
+    """
+    if _searches_for_tokens(tokenizer):
+        return "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+    from tokenizers import decoders
+
+    text: str = tokenizer.decode(list(ids))
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    return text.removeprefix("##") if isinstance(decoder, decoders.WordPiece) else text
+
+
+def _searches_for_tokens(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether this is a tokenizer (ESM's) that finds every token by the search others find special tokens by.
+
+    Without that search a whole protein is one unknown word. With it, `<mask>` in a text is found too;
+    `_without_reserved` makes `<unk>` of it.
+    """
+    return bool(getattr(tokenizer, "unique_no_split_tokens", None))
+
+
 def special_token_ids(tokenizer: "PreTrainedTokenizerBase", require_mask: bool = True) -> list[int]:
-    """The sorted ids of the special tokens, `<unk>` and `<mask>` included.
+    """The sorted ids of the special tokens: `<unk>` and `<mask>` included, and those that are kept in reserve.
 
     Raises:
         ValueError: the tokenizer has no mask token (unless `require_mask` is False).
@@ -193,7 +217,9 @@ def special_token_ids(tokenizer: "PreTrainedTokenizerBase", require_mask: bool =
             f'model such as FacebookAI/roberta-base, or add one with `tokenizer.add_special_tokens({{"mask_token": '
             f'"<mask>"}})` and resize the embeddings of the model.'
         )
-    return sorted({index for index in tokenizer.all_special_ids if index is not None})
+    # `all_special_ids` has those with a role only (start, padding, ...).
+    marked = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted(marked | {index for index in tokenizer.all_special_ids if index is not None})
 
 
 def boundary_token_ids(tokenizer: "PreTrainedTokenizerBase") -> tuple[int, int]:

@@ -164,9 +164,9 @@ def test_unwrap_finds_the_model_inside_its_wrappers():
 
 
 @pytest.mark.parametrize(
-    # Counted by hand: token table + positions + encoder + head for a vocabulary of 325 and rows of 512.
+    # Counted by hand: token table + positions + encoder + head for a vocabulary of 362 and rows of 512.
     "preset, layers, width",
-    [("roberta-tiny", 4, 128), ("roberta-mini", 4, 256), ("roberta-small", 6, 512), ("roberta-base", 12, 768)],
+    [("roberta-tiny", 3, 128), ("roberta-mini", 4, 256), ("roberta-small", 6, 512), ("roberta-base", 12, 768)],
 )
 def test_a_preset_has_the_parameters_of_its_size(preset, layers, width):
     vocabulary = len(TOKENIZER)
@@ -190,6 +190,14 @@ def test_a_preset_reads_rows_of_the_length_asked_for():
     model = build_model(config)
     assert context_length(model) == 20
     assert model(torch.full((1, 20), 7)).logits.shape == (1, 20, len(TOKENIZER))
+
+
+def test_attention_of_a_new_roberta_copies_what_it_attends_to():
+    model = build_model(preset_config("roberta-tiny", TOKENIZER), seed=0)
+    hidden = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    for layer in model.roberta.encoder.layer:
+        copied = layer.attention.output.dense(layer.attention.self.value(hidden))
+        torch.testing.assert_close(copied, hidden, rtol=0, atol=1e-5)
 
 
 def test_a_built_model_depends_on_its_seed_alone():
