@@ -1,7 +1,7 @@
 """Sampling: from logits to a token. Which positions are revealed is not decided here (see `unmasking`).
 
 Logits are `(rows, vocabulary)`, one row per position to fill. A filter returns the logits with what it drops at -inf,
-and never drops the most probable token. Order of work: forbid ids, temperature, then top-k or nucleus, then one draw.
+and never drops all of them. Order of work: forbid ids, temperature, one truncation, one draw.
 
 Every operation works on one row at a time, so a token does not depend on where in a batch its row stands.
 """
@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-SamplingMethod = Literal["greedy", "topk", "nucleus"]
+SamplingMethod = Literal["greedy", "topk", "nucleus", "min_p", "typical"]
 
 LEAST_TEMPERATURE = 1e-4  # below it sampling is greedy: tempered probabilities would be 0 or 1 in float32 anyway
 
@@ -48,7 +48,7 @@ def log_probabilities(logits: Tensor) -> Tensor:
     return log_probs
 
 
-def temper(logits: Tensor, temperature: float) -> Tensor:
+def temper(logits: Tensor, temperature: float | Tensor) -> Tensor:
     """`logits` / `temperature`: below 1 sharper, above 1 flatter."""
     return logits / temperature
 
@@ -83,6 +83,33 @@ def keep_nucleus(logits: Tensor, top_p: float) -> Tensor:
     return _keep_largest(logits, counts, threshold=largest.gather(-1, counts - 1))
 
 
+def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
+    """Tokens at least `min_p` times as probable as the most probable one, the rest at -inf. 0 switches it off.
+
+    Source: Nguyen et al. 2024, arXiv:2407.01082.
+    """
+    probs = torch.softmax(logits.float(), dim=-1)
+    return logits.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), -math.inf)
+
+
+def keep_typical(logits: Tensor, mass: float) -> Tensor:
+    """The smallest set of tokens of most typical surprise that holds at least `mass` of the probability.
+
+    The surprise -log p of a token is typical if it is near its mean, the entropy. The most probable token may go. 1
+    switches it off. Source: Meister et al. 2022, arXiv:2202.00666.
+    """
+    if mass >= 1:
+        return logits
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(-1, keepdim=True)
+    strangeness = (-log_probs - entropy).abs()
+    ranking = strangeness.argsort(dim=-1, stable=True)
+    ranked = probs.gather(-1, ranking).double()
+    dropped = ranked.cumsum(-1) - ranked >= mass  # the less strange ones hold enough
+    return logits.masked_fill(torch.zeros_like(dropped).scatter(-1, ranking, dropped), -math.inf)
+
+
 def _keep_largest(logits: Tensor, counts: Tensor, threshold: Tensor) -> Tensor:
     """The `counts` (rows, 1) largest logits per row, `threshold` (rows, 1) the last of them; ties by lower id."""
     above, tied = logits > threshold, logits == threshold
@@ -113,11 +140,16 @@ class Sampling:
     """How a token is chosen from logits.
 
     Args:
-        method (`str`): `"greedy"` takes the most probable token; `"topk"` draws from the `top_k` most probable;
-            `"nucleus"` draws from the smallest set that holds `top_p` of the probability.
-        temperature (`float`): divides the logits before `topk` and `nucleus`; 0, or below 1e-4, is greedy.
+        method (`str`): `"greedy"` takes the most probable token, the others draw: `"topk"` from the `top_k` most
+            probable, `"nucleus"` from the smallest set that holds `top_p` of the probability, `"min_p"` from those at
+            least `min_p` times as probable as the best, `"typical"` from the most typical that hold `typical_p`.
+        temperature (`float`): divides the logits before truncation; 0, or below 1e-4, is greedy.
         top_k (`int`): used by `topk`; 0 switches it off.
         top_p (`float`): used by `nucleus`, in (0, 1]; 1 switches it off.
+        min_p (`float`): used by `min_p`, in [0, 1]; 0 switches it off.
+        typical_p (`float`): used by `typical`, in (0, 1]; 1 switches it off.
+        temperature_end (`float`, *optional*): the temperature falls, or rises, from `temperature` where everything is
+            masked to this where nothing is, in proportion to the masked share.
 
     Raises:
         ValueError: at construction, if a value is impossible.
@@ -132,28 +164,69 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 50
     top_p: float = 0.9
+    min_p: float = 0.05
+    typical_p: float = 0.9
+    temperature_end: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in get_args(SamplingMethod):
             choices = ", ".join(get_args(SamplingMethod))
             raise ValueError(f"`sampling` must be one of {choices}, got {self.method!r}.")
-        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
-            raise ValueError(f"`temperature` must be a finite number of at least 0, got {self.temperature!r}.")
+        for name in ("temperature", "temperature_end"):
+            value = getattr(self, name)
+            if not (name == "temperature_end" and value is None) and not (_is_number(value) and 0 <= value < math.inf):
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value!r}.")
         if not isinstance(self.top_k, int) or isinstance(self.top_k, bool) or self.top_k < 0:
             raise ValueError(f"`top_k` must be a whole number, 0 for off, got {self.top_k!r}.")
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise ValueError(f"`top_p` must lie in (0, 1], 1 for off, got {self.top_p!r}.")
+        for name in ("top_p", "typical_p"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 < value <= 1):
+                raise ValueError(f"`{name}` must lie in (0, 1], 1 for off, got {value!r}.")
+        if not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
+            raise ValueError(f"`min_p` must lie in [0, 1], 0 for off, got {self.min_p!r}.")
 
     @property
     def is_greedy(self) -> bool:
         """Whether the token is always the most probable one, whatever the random number."""
-        return self.method == "greedy" or self.temperature < LEAST_TEMPERATURE
+        temperatures = [self.temperature] + ([] if self.temperature_end is None else [self.temperature_end])
+        return self.method == "greedy" or max(temperatures) < LEAST_TEMPERATURE
 
-    def choose(self, logits: Tensor, u: Tensor) -> Tensor:
-        """One token per row of `logits`.
+    def filtered(self, logits: Tensor, masked_share: Tensor | None = None) -> Tensor:
+        """The tempered logits of the tokens that may be drawn, the rest at -inf: what `choose` draws from.
 
         Args:
             logits (`torch.Tensor` of shape `(rows, vocabulary)`): forbidden ids at -inf.
+            masked_share (`torch.Tensor` of shape `(rows,)`, *optional*): share of the row's canvas that is still
+                masked, in [0, 1]; only read, and then needed, if `temperature_end` is set.
+
+        Raises:
+            NonFiniteLogitsError: if a row holds NaN or +inf, or only -inf.
+        """
+        logits = log_probabilities(logits)  # the largest is at most 0, so no temperature can overflow it
+        if self.is_greedy:
+            return keep_top_k(logits, 1)
+        if self.temperature_end is None:
+            logits = temper(logits, self.temperature)
+        else:
+            if masked_share is None:
+                raise ValueError("`temperature_end` needs `masked_share`: one share per row of logits.")
+            start, end = self.temperature, self.temperature_end
+            temperature = (end + (start - end) * masked_share.float()).unsqueeze(-1)
+            cold = temperature < LEAST_TEMPERATURE
+            logits = torch.where(cold, keep_top_k(logits, 1), temper(logits, temperature.clamp(min=LEAST_TEMPERATURE)))
+        if self.method == "topk":
+            return keep_top_k(logits, self.top_k)
+        if self.method == "nucleus":
+            return keep_nucleus(logits, self.top_p)
+        if self.method == "min_p":
+            return keep_min_p(logits, self.min_p)
+        return keep_typical(logits, self.typical_p)
+
+    def choose(self, logits: Tensor, u: Tensor, masked_share: Tensor | None = None) -> Tensor:
+        """One token per row of `logits`.
+
+        Args:
+            logits, masked_share: see `filtered`.
             u (`torch.Tensor` of shape `(rows,)`, float64): uniform in [0, 1); greedy ignores it.
 
         Returns:
@@ -162,12 +235,9 @@ class Sampling:
         Raises:
             NonFiniteLogitsError: if a row holds NaN or +inf, or only -inf.
         """
-        logits = log_probabilities(logits)  # the largest is at most 0, so no temperature can overflow it
         if self.is_greedy:
-            return logits.argmax(-1)
-        logits = temper(logits, self.temperature)
-        logits = keep_top_k(logits, self.top_k) if self.method == "topk" else keep_nucleus(logits, self.top_p)
-        return draw(logits, u)
+            return log_probabilities(logits).argmax(-1)
+        return draw(self.filtered(logits, masked_share), u)
 
 
 def _is_number(value: object) -> bool:

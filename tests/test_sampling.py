@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
 
 from diffusion_mlm.randomness import uniform
 from diffusion_mlm.sampling import (
@@ -15,8 +21,10 @@ from diffusion_mlm.sampling import (
     Sampling,
     draw,
     forbid,
+    keep_min_p,
     keep_nucleus,
     keep_top_k,
+    keep_typical,
     log_probabilities,
     temper,
 )
@@ -73,6 +81,36 @@ def test_keep_nucleus_keeps_as_many_as_transformers_with_tied_logits_too(x, top_
     probs = torch.softmax(x.double(), -1).sort(-1, descending=True).values.cumsum(-1)
     if ((probs - top_p).abs() > 1e-5).all():  # at an exact tie with top_p the two round differently
         assert torch.equal(ours.sort(-1).values, theirs.sort(-1).values)
+
+
+@pytest.mark.parametrize("min_p", (0.0, 0.01, 0.05, 0.3, 1.0))
+@pytest.mark.parametrize("scale", (0.1, 1.0, 8.0))
+def test_keep_min_p_is_transformers_warper(min_p, scale):
+    x = random_logits(50, 400, seed=5, scale=scale)
+    assert torch.equal(keep_min_p(x, min_p), MinPLogitsWarper(min_p)(None, x))
+
+
+@pytest.mark.parametrize("mass", (0.01, 0.1, 0.5, 0.9, 0.99))
+@pytest.mark.parametrize("scale", (0.1, 1.0, 8.0))
+def test_keep_typical_is_transformers_warper(mass, scale):
+    x = random_logits(50, 400, seed=6, scale=scale)
+    assert torch.equal(keep_typical(x, mass), TypicalLogitsWarper(mass)(None, x))
+    assert torch.equal(keep_typical(x, 1.0), x)
+
+
+@quietly
+@given(logits(), st.floats(1e-9, 1), st.floats(0, 1))
+def test_min_p_and_typical_keep_something_and_change_nothing_but_what_they_drop(x, mass, min_p):
+    for kept in (keep_typical(x, mass), keep_min_p(x, min_p)):
+        assert kept.isfinite().any(-1).all()
+        assert torch.equal(kept.where(kept > -INF, x), x)
+
+
+def test_typical_may_drop_the_most_probable_token():
+    x = torch.tensor([[0.6, 0.1, 0.1, 0.1, 0.1]]).log()  # entropy 1.23, surprise of the first 0.51, of the others 2.30
+    x2 = torch.tensor([[0.4] + [0.02] * 30]).log()  # entropy 2.71: surprise 0.92 is less typical than 3.91
+    assert keep_typical(x, 0.3).isfinite().tolist() == [[True, False, False, False, False]]
+    assert keep_typical(x2, 0.3).isfinite()[0, 0].item() is False
 
 
 def test_the_token_that_crosses_top_p_is_kept():
@@ -142,6 +180,8 @@ def test_the_token_is_always_in_the_allowed_set(x, u, k, top_p, temperature):
         Sampling("greedy"),
         Sampling("topk", temperature=temperature, top_k=k),
         Sampling("nucleus", temperature=temperature, top_p=top_p),
+        Sampling("min_p", temperature=temperature, min_p=top_p),
+        Sampling("typical", temperature=temperature, typical_p=top_p),
     ):
         token = sampling.choose(x, u).unsqueeze(-1)
         assert x.gather(-1, token).isfinite().all()
@@ -165,12 +205,35 @@ def test_every_limit_of_every_method_is_greedy(x, u):
         Sampling("nucleus", temperature=0.0),
         Sampling("nucleus", temperature=1e-45),
         Sampling("nucleus", temperature=9.9e-5, top_p=1.0),
+        Sampling("min_p", temperature=0.0),
+        Sampling("typical", temperature=0.0),
+        Sampling("typical", temperature=0.0, temperature_end=0.0),
         Sampling("topk", top_k=1),
         Sampling("topk", top_k=1, temperature=50.0),
         Sampling("nucleus", top_p=1e-300),
         Sampling("nucleus", top_p=1e-9, temperature=0.5),
     ):
         assert torch.equal(limit.choose(x, u), greedy), limit
+
+
+def test_the_temperature_goes_from_start_to_end_with_the_masked_share():
+    x, u = random_logits(200, 30, seed=7), uniform(torch.tensor(7), 200)
+    annealed = Sampling("topk", temperature=2.0, top_k=0, temperature_end=0.5)
+    for share, temperature in ((1.0, 2.0), (0.5, 1.25), (0.0, 0.5)):
+        constant = Sampling("topk", temperature=temperature, top_k=0)
+        assert torch.equal(annealed.choose(x, u, torch.full((200,), share)), constant.choose(x, u))
+    mixed = annealed.choose(x, u, torch.tensor([1.0, 0.0]).repeat(100))
+    assert torch.equal(mixed[::2], Sampling("topk", 2.0, top_k=0).choose(x, u)[::2])
+    assert torch.equal(mixed[1::2], Sampling("topk", 0.5, top_k=0).choose(x, u)[1::2])
+
+
+def test_a_temperature_that_ends_at_0_ends_greedy():
+    x, u = random_logits(200, 30, seed=8), uniform(torch.tensor(8), 200)
+    to_greedy = Sampling("nucleus", temperature=1.0, temperature_end=0.0)
+    assert torch.equal(to_greedy.choose(x, u, torch.zeros(200)), x.argmax(-1))
+    assert not torch.equal(to_greedy.choose(x, u, torch.ones(200)), x.argmax(-1))
+    with pytest.raises(ValueError, match="`temperature_end` needs `masked_share`"):
+        to_greedy.choose(x, u)
 
 
 def test_a_small_temperature_approaches_greedy_where_logits_differ():
@@ -182,7 +245,9 @@ def test_a_small_temperature_approaches_greedy_where_logits_differ():
 @given(
     logits(),
     st.lists(U, min_size=4, max_size=4),
-    st.sampled_from([Sampling(), Sampling("topk", top_k=3), Sampling("greedy")]),
+    st.sampled_from(
+        [Sampling(), Sampling("topk", top_k=3), Sampling("greedy"), Sampling("min_p"), Sampling("typical")]
+    ),
 )
 def test_a_row_does_not_depend_on_the_others(x, u, sampling):
     u = torch.tensor(u[: len(x)], dtype=torch.float64)
@@ -268,7 +333,13 @@ def test_the_largest_finite_logits_do_not_overflow():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"method": "beam"}, "`sampling` must be one of greedy, topk, nucleus, got 'beam'"),
+        ({"method": "beam"}, "`sampling` must be one of greedy, topk, nucleus, min_p, typical, got 'beam'"),
+        ({"min_p": -0.1}, "`min_p`"),
+        ({"min_p": 1.1}, "`min_p`"),
+        ({"typical_p": 0.0}, "`typical_p`"),
+        ({"typical_p": NAN}, "`typical_p`"),
+        ({"temperature_end": -1.0}, "`temperature_end`"),
+        ({"temperature_end": INF}, "`temperature_end`"),
         ({"temperature": -0.1}, "`temperature`"),
         ({"temperature": NAN}, "`temperature`"),
         ({"temperature": INF}, "`temperature`"),
