@@ -1,9 +1,12 @@
-"""Unmasking: which masked positions a step reveals, and which revealed ones it sends back to mask.
+"""Unmasking: which masked positions a step reveals, and how many if the model's own sureness decides.
 
 An order gives every masked position a score, higher is earlier; `take_highest` turns scores into positions. The scores
 look at the distribution over tokens, never at a token drawn from it: with an exact model and one position per step,
 every such order samples the true distribution, and ranking by the drawn token does not.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,7 +15,7 @@ from .randomness import uniform
 
 ORDERS = ("random", "confidence", "margin", "entropy", "left_to_right")
 ORDERS_BEFORE_LOGITS = ("random", "left_to_right")  # need no forward to choose, so the forward can skip the other rows
-REMASKS = ("none", "renoise")
+ADAPTIVE_RULES = ("threshold", "factor", "entropy_bound")
 
 
 def position_scores(order: str, log_probs: Tensor) -> Tensor:
@@ -81,34 +84,90 @@ def take_highest(scores: Tensor, eligible: Tensor, counts: Tensor) -> Tensor:
     return torch.zeros_like(eligible).scatter(-1, ranking, taken)
 
 
-def select_remasked(remask: str, to_fill: Tensor, is_masked: Tensor, num_visible: Tensor, keys: Tensor) -> Tensor:
-    """Generated positions that this step sends back to mask.
+def take_spread(scores: Tensor, eligible: Tensor, counts: Tensor, min_gap: int) -> Tensor:
+    """The highest-scoring eligible positions, no two of them within `min_gap` of one another while there are such.
 
-    The step then reveals as many of the positions that were masked when it began as brings the visible ones to
-    `num_visible`, so remasking changes which positions are visible, never how many.
+    Tokens drawn in one step do not see each other, and neighbours depend on each other the most. Greedy: the best
+    position first, then the best of those far enough from all that are taken. If a row's count asks for more than can
+    be spread, the best of the rest fill it up. Other arguments as `take_highest`, which this is for `min_gap` 0.
 
-    | remask | rule |
-    |---|---|
-    | `none` | nothing |
-    | `renoise` | `num_visible` positions, uniformly random among all that are generated, stay or become visible |
+    >>> scores, eligible = torch.tensor([[9.0, 8.0, 1.0, 7.0]]), torch.ones(1, 4, dtype=torch.bool)
+    >>> take_spread(scores, eligible, torch.tensor([2]), min_gap=1)
+    tensor([[ True, False, False,  True]])
+    """
+    if min_gap == 0:
+        return take_highest(scores, eligible, counts)
+    position = torch.arange(scores.shape[-1], device=scores.device)
+    one = torch.ones_like(counts)
+    taken, near = torch.zeros_like(eligible), torch.zeros_like(eligible)
+    for index in range(int(counts.max()) if counts.numel() else 0):
+        free = eligible & ~taken
+        spread = free & ~near
+        best = take_highest(scores, torch.where(spread.any(-1, keepdim=True), spread, free), one * (index < counts))
+        taken |= best
+        place = best.long().argmax(-1, keepdim=True)  # 0 where nothing was taken any more, and then without effect
+        near |= (position - place).abs().le(min_gap) & best.any(-1, keepdim=True)
+    return taken
 
-    `renoise` with order `random` is "predict everything, then mask again at the next rate": each visible token returns
-    to mask with probability sigma = 1 - alpha_s, alpha_s being the next visible share (equation 7 of Wang et al. 2025,
-    ReMDM, arXiv:2503.00307). It ends by itself: at the last step `num_visible` is everything.
+
+@dataclass(frozen=True)
+class AdaptiveCount:
+    """How many positions a step reveals, decided by how sure the model is.
+
+    Positions are ranked by the order; the step reveals the longest run from the top that the rule accepts, at least
+    one position and at most `most`.
+
+    | rule | accepts the n best positions if | source |
+    |---|---|---|
+    | `threshold` | each has max p >= bound | Wu et al. 2025 (Fast-dLLM), arXiv:2505.22618 |
+    | `factor` | (n + 1) (1 - max p of the n-th) <= bound | the same, section 3.3 |
+    | `entropy_bound` | the sum of their entropies less the largest is <= bound, in nats | arXiv:2505.24857 |
 
     Args:
-        remask (`str`): the rule.
-        to_fill (`torch.Tensor` of shape `(batch, length)`, bool): positions that are generated.
-        is_masked (`torch.Tensor` of shape `(batch, length)`, bool): those of them that are masked now.
-        num_visible (`torch.Tensor` of shape `(batch,)`, int64): how many of them shall be visible after the step.
-        keys (`torch.Tensor` of shape `(batch,)`, int64): one key per row.
+        rule (`str`): one of the above.
+        bound (`float`): a probability in (0, 1] for `threshold`, above 0 for `factor`, at least 0 for `entropy_bound`.
+        most (`int`, *optional*): the most positions one step may reveal; unlimited by default.
 
-    Returns:
-        `torch.Tensor` of shape `(batch, length)`, bool: a part of `to_fill & ~is_masked`.
+    Raises:
+        ValueError: at construction, if a value is impossible.
     """
-    if remask == "none":
-        return torch.zeros_like(to_fill)
-    if remask == "renoise":
-        stays = take_highest(uniform(keys, to_fill.shape[-1]), to_fill, num_visible)
-        return to_fill & ~is_masked & ~stays
-    raise ValueError(f"`remask` must be one of {', '.join(REMASKS)}, got {remask!r}.")
+
+    rule: str
+    bound: float
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rule not in ADAPTIVE_RULES:
+            raise ValueError(f"`adaptive` must be one of {', '.join(ADAPTIVE_RULES)}, got {self.rule!r}.")
+        least, highest = {"threshold": (0.0, 1.0), "factor": (0.0, math.inf), "entropy_bound": (0.0, math.inf)}[
+            self.rule
+        ]
+        number = isinstance(self.bound, (int, float)) and not isinstance(self.bound, bool)
+        if not (number and least <= self.bound <= highest) or (self.bound == 0 and self.rule != "entropy_bound"):
+            span = "in (0, 1]" if self.rule == "threshold" else "at least 0"
+            raise ValueError(
+                f"`adaptive_bound` of the rule {self.rule!r} must be a number {span}, got {self.bound!r}."
+            )
+        if self.most is not None and (not isinstance(self.most, int) or isinstance(self.most, bool) or self.most < 1):
+            raise ValueError(f"`max_reveal` must be a whole number of at least 1, got {self.most!r}.")
+
+    def counts(self, scores: Tensor, eligible: Tensor, confidence: Tensor, entropy: Tensor) -> Tensor:
+        """How many positions each row reveals, `torch.Tensor` of shape `(batch,)`, int64; 0 where none is eligible.
+
+        Args:
+            scores, eligible: as for `take_highest`, all of shape `(batch, length)`.
+            confidence, entropy (`torch.Tensor`): max p, and the entropy in nats, of the model's distribution there.
+        """
+        ranking = scores.masked_fill(~eligible, -math.inf).argsort(dim=-1, descending=True, stable=True)
+        ranked = eligible.gather(-1, ranking)
+        sure = confidence.gather(-1, ranking)
+        if self.rule == "threshold":
+            accepted = sure >= self.bound
+        elif self.rule == "factor":
+            rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
+            accepted = (rank + 1) * (1 - sure) <= self.bound
+        else:
+            nats = entropy.gather(-1, ranking).masked_fill(~ranked, 0.0).double()
+            accepted = nats.cumsum(-1) - nats.cummax(-1).values <= self.bound
+        counts = (accepted & ranked).long().cumprod(-1).sum(-1).clamp(min=1, max=self.most)
+        return torch.minimum(counts, eligible.sum(-1))

@@ -1,5 +1,6 @@
 """Denoising: what is promised at every step, for every row, whatever the model returns."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -13,9 +14,10 @@ from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 
 from diffusion_mlm.denoising import DenoisingStep, denoise
 from diffusion_mlm.randomness import fold_in, uniform
+from diffusion_mlm.remasking import REMASKS, Remasking
 from diffusion_mlm.sampling import NonFiniteLogitsError, Sampling
-from diffusion_mlm.schedules import SCHEDULES, unmask_counts, unmask_counts_with_remasking
-from diffusion_mlm.unmasking import ORDERS, REMASKS
+from diffusion_mlm.schedules import SCHEDULES
+from diffusion_mlm.unmasking import ORDERS, AdaptiveCount
 
 NO_IDS = torch.tensor([], dtype=torch.int64)
 PLAIN = Sampling("nucleus", temperature=1.0, top_p=1.0)
@@ -79,7 +81,8 @@ def requests(draw) -> dict:
     canvas = draw(
         st.lists(st.integers(0, VOCABULARY - 1), min_size=cells, max_size=cells)
     )  # masks and pads as text too
-    order = draw(st.sampled_from(ORDERS))
+    remask = draw(st.sampled_from(REMASKS))
+    order = "confidence" if remask == "low_confidence" else draw(st.sampled_from(ORDERS))
     return {
         "canvas": torch.tensor(canvas).view(batch, length),
         "to_fill": torch.tensor(to_fill).view(batch, length),
@@ -90,7 +93,7 @@ def requests(draw) -> dict:
         "order": order,
         "order_noise": draw(st.sampled_from([0.0, 1.0])),
         "order_from": draw(st.sampled_from(["distribution", "sample"])) if order == "confidence" else "distribution",
-        "remask": draw(st.sampled_from(REMASKS)),
+        "remask": draw(st.sampled_from([remask, Remasking(remask, eta=0.1)])),
         "mask_id": MASK_ID,
         "forbidden_ids": FORBIDDEN,
     }
@@ -108,10 +111,10 @@ quietly = settings(deadline=None, derandomize=True, database=None, max_examples=
 def test_every_promise_holds_at_every_step(request_, model):
     canvas, to_fill, steps = request_["canvas"], request_["to_fill"], request_["steps"]
     masks = to_fill.sum(-1).tolist()
+    remasking = request_["remask"] if isinstance(request_["remask"], Remasking) else Remasking(request_["remask"])
     planned = []
     for n in masks:
-        counts_of = unmask_counts if request_["remask"] == "none" else unmask_counts_with_remasking
-        planned.append(counts_of(request_["schedule"], n, steps or n) if n else [])
+        planned.append(remasking.counts(request_["schedule"], n, steps or n) if n else [])
     given_canvas, given_fill, random_state = canvas.clone(), to_fill.clone(), torch.get_rng_state()
     sent = []
 
@@ -145,7 +148,7 @@ def test_every_promise_holds_at_every_step(request_, model):
         was_masked, was = step.is_masked, step.canvas
 
     assert not was_masked.any(), "no mask is left"
-    expected = [(min(steps or n, n) if request_["remask"] == "none" else steps or n) if n else 0 for n in masks]
+    expected = [(steps or n if remasking.revises else min(steps or n, n)) if n else 0 for n in masks]
     assert [len(counts) for counts in planned] == expected
     assert len(sent) == max(expected) and sum(sent) == sum(expected)
     assert torch.equal(canvas, given_canvas) and torch.equal(to_fill, given_fill), "arguments are not changed"
@@ -392,6 +395,16 @@ def test_nothing_to_fill_makes_no_step():
         ({"order_noise": math.nan}, "`order_noise`"),
         ({"order_noise": math.inf}, "`order_noise`"),
         ({"remask": "always"}, "`remask` must be one of none, renoise"),
+        ({"remask": "low_confidence", "order": "random"}, "`remask='low_confidence'` keeps"),
+        ({"remask": "low_confidence", "min_gap": 1}, "`remask='low_confidence'` keeps"),
+        ({"min_gap": -1}, "`min_gap`"),
+        ({"min_gap": 0.5}, "`min_gap`"),
+        ({"block_length": 2, "steps": 1}, "`steps` is 1"),
+        ({"reveal_counts": [3]}, "`reveal_counts` sum to 3"),
+        ({"adaptive": AdaptiveCount("threshold", 0.9), "remask": "renoise"}, "`adaptive` decides.*`remask`"),
+        ({"adaptive": AdaptiveCount("threshold", 0.9), "reveal_counts": [4]}, "`adaptive` decides.*`reveal_counts`"),
+        ({"adaptive": AdaptiveCount("threshold", 0.9), "steps": 2, "block_length": 2}, "`adaptive` decides.*`steps`"),
+        ({"constraint": object(), "order_from": "sample"}, "`constraint` needs places"),
         ({"keys": torch.tensor([1, 2])}, "`keys`"),
         ({"keys": torch.tensor([1.0])}, "`keys`"),
         ({"canvas": torch.zeros(7, dtype=torch.int64)}, "`canvas`"),
@@ -412,3 +425,232 @@ def test_logits_of_the_wrong_shape_are_refused():
     ):
         with pytest.raises(ValueError, match=r"`predict_logits` must return logits of shape \(4, vocabulary\)"):
             list(denoise(wrong, **example()))
+
+
+# --- ends of text ----------------------------------------------------------------------------------------------------
+
+END = 3
+
+
+def ending_model(place: int) -> Model:
+    """Sure of an end at `place` and behind it, and of word 1 before, a little less so."""
+
+    def model(canvas: Tensor) -> Tensor:
+        ends = torch.arange(canvas.shape[1]) >= place
+        logits = torch.where(
+            ends[:, None], torch.tensor([0.0, 0, 0, 30, 0, 0, 0]), torch.tensor([0.0, 9, 0, 0, 0, 0, 0])
+        )
+        return logits.expand(len(canvas), -1, -1)
+
+    return model
+
+
+def test_behind_an_end_all_is_given_without_a_forward():
+    canvas = torch.full((1, 8), MASK_ID)
+    steps = list(run(ending_model(3), example(canvas=canvas, to_fill=canvas.eq(MASK_ID), end_id=END)))
+    assert steps[0].canvas[0].tolist() == [MASK_ID] * 3 + [END] * 5
+    assert steps[0].revealed[0].tolist() == [False] * 3 + [True] * 5
+    assert steps[-1].canvas[0].tolist() == [1] * 3 + [END] * 5
+    assert steps[-1].num_forwards.tolist() == [4] == [len(steps)]
+    assert [step.index for step in steps] == [0, 1, 2, 3]
+
+
+def test_a_row_that_ends_early_stops_and_leaves_the_others_as_they_are():
+    canvas = torch.full((2, 6), MASK_ID)
+    canvas[0, 0] = 2
+
+    def model(canvas: Tensor) -> Tensor:
+        return torch.where(canvas[:, :1, None] == 2, ending_model(1)(canvas), random_model(canvas))
+
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(2), end_id=END)
+    *_, last = run(model, request_)
+    alone = {name: request_[name][1:] for name in ("canvas", "to_fill", "keys")}
+    *_, by_itself = run(model, request_, **alone)
+    assert last.num_forwards[0] == 1 and last.canvas[0].tolist() == [2] + [END] * 5
+    assert torch.equal(last.canvas[1:], by_itself.canvas) and last.num_forwards[1] == by_itself.num_forwards[0]
+
+
+def test_with_remasking_an_end_gives_nothing_away():
+    canvas = torch.full((1, 8), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), end_id=END, remask="remdm_cap", steps=8)
+    assert len(list(run(ending_model(3), request_))) == 8
+
+
+def test_no_end_is_generated_where_none_may_stand():
+    canvas = torch.full((1, 8), MASK_ID)
+    may_end = torch.arange(8)[None] >= 5
+    *_, last = run(ending_model(0), example(canvas=canvas, to_fill=canvas.eq(MASK_ID), end_id=END, may_end=may_end))
+    assert not (last.canvas[0, :5] == END).any() and last.canvas[0, 5:].tolist() == [END] * 3
+
+
+def test_deferred_ends_are_revealed_last():
+    canvas = torch.full((1, 8), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), end_id=END, defer_end=True)
+    places = [step.revealed.nonzero()[:, 1].tolist() for step in run(ending_model(3), request_)]
+    assert places == [[0], [1], [2], [3, 4, 5, 6, 7]]
+
+
+# --- how many, and where ---------------------------------------------------------------------------------------------
+
+
+def test_an_adaptive_rule_reveals_what_is_sure_and_the_best_one_at_least():
+    logits = torch.zeros(7, VOCABULARY)
+    logits[:, 1] = torch.tensor([0.0, 0.0, 9.0, 9.5, 0.5, 1.0, 0.0])
+    request_ = example(adaptive=AdaptiveCount("threshold", 0.9), sampling=Sampling("greedy"))
+    steps = list(run(lambda canvas: logits.expand(len(canvas), -1, -1), request_))
+    assert [step.revealed.nonzero()[:, 1].tolist() for step in steps] == [[2, 3], [5], [4]]
+    assert steps[-1].num_forwards.tolist() == [3]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rule", ["threshold", "factor", "entropy_bound"])
+def test_adaptive_rules_end_within_the_steps_under_every_order(order, rule):
+    canvas = torch.full((5, 8), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(5), order=order)
+    for steps, most in ((None, 8), (3, 3)):
+        *_, last = run(random_model, request_, adaptive=AdaptiveCount(rule, 0.5), steps=steps)
+        assert not last.is_masked.any() and (last.num_forwards <= most).all()
+
+
+def test_adaptive_rules_that_accept_nothing_reveal_one_by_one():
+    adaptive = AdaptiveCount("entropy_bound", 0.0)
+    plain = list(run(random_model, example(order="entropy")))
+    one_by_one = list(run(random_model, example(order="entropy", adaptive=adaptive)))
+    assert len(plain) == len(one_by_one) == 4
+    assert all(torch.equal(a.canvas, b.canvas) for a, b in zip(plain, one_by_one, strict=True))
+
+
+@pytest.mark.parametrize("changes", [{}, {"adaptive": AdaptiveCount("threshold", 0.3)}, {"remask": "renoise"}])
+def test_a_block_is_finished_before_the_next_begins(changes):
+    canvas = torch.full((3, 9), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(3), block_length=4)
+    for step in run(random_model, request_, **changes):
+        for row in step.is_masked:
+            open_blocks = {int(place) // 4 for place in row.nonzero()}
+            begun = {int(place) // 4 for place in (~row).nonzero()}
+            assert all(block >= max(begun) for block in open_blocks)
+    assert not step.is_masked.any()
+
+
+def test_counts_that_are_given_are_kept_to():
+    sizes = [int(step.revealed.sum()) for step in run(random_model, example(reveal_counts=[1, 3]))]
+    assert sizes == [1, 3]
+
+
+def test_positions_of_one_step_keep_their_distance():
+    canvas = torch.full((50, 9), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(50), steps=3)
+    for order in ORDERS:
+        first = next(run(half_tied_model, request_, order=order, min_gap=1)).revealed
+        assert not (first[:, 1:] & first[:, :-1]).any() and (first.sum(-1) == 3).all()
+
+
+def test_the_temperature_falls_as_the_masks_go():
+    shares = []
+
+    class Watching(Sampling):
+        def choose(self, logits, u, masked_share=None):
+            shares.append(masked_share.tolist())
+            return super().choose(logits, u, masked_share)
+
+    list(run(random_model, example(steps=2, sampling=Watching(temperature_end=0.1))))
+    assert shares == [[1.0, 1.0], [0.5, 0.5]]
+
+
+# --- remasking by confidence -----------------------------------------------------------------------------------------
+
+
+def test_low_confidence_lets_committed_tokens_compete_again():
+    """What was revealed when little was sure gives way to what has become surer."""
+
+    def model(canvas: Tensor) -> Tensor:
+        sure = torch.tensor([3.0, 2.0, 1.0, 0.5]) if (canvas == MASK_ID).all() else torch.tensor([9.0, 8.0, 7.0, 6.0])
+        logits = torch.zeros(*canvas.shape, VOCABULARY)
+        logits[..., 1] = sure
+        return logits
+
+    canvas = torch.full((1, 4), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), sampling=Sampling("greedy"), steps=4)
+    steps = list(run(model, request_, remask="low_confidence"))
+    assert [(~step.is_masked).nonzero()[:, 1].tolist() for step in steps[:2]] == [[0], [1, 2]]
+    assert steps[1].remasked[0].tolist() == [True, False, False, False]
+    assert not steps[-1].is_masked.any()
+
+
+# --- hooks -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_is_asked_only_where_a_token_is_drawn_and_decides_it():
+    asked = []
+
+    def guide(canvas: Tensor, position: Tensor, logits: Tensor) -> Tensor:
+        asked.append(position.tolist())
+        return torch.nn.functional.one_hot(torch.full((len(logits),), 2), VOCABULARY) * 50.0
+
+    *_, last = run(random_model, example(steps=2, guide_logits=guide))
+    assert last.canvas[0, 2:6].tolist() == [2] * 4
+    assert sorted(itertools.chain(*asked)) == [2, 3, 4, 5] and [len(places) for places in asked] == [2, 2]
+
+
+def test_on_step_may_finish_the_run_in_one_more_forward():
+    calls = []
+    steps = list(run(random_model, example(on_step=lambda step: calls.append(step) or "finish")))
+    assert [int(step.is_masked.sum()) for step in steps] == [3, 0]
+    surest = AdaptiveCount("entropy_bound", 0.0)
+    steps = list(run(random_model, example(on_step=lambda step: "finish", adaptive=surest)))
+    assert [int(step.is_masked.sum()) for step in steps] == [3, 0]
+    calls.clear()
+    steps = list(run(random_model, example(on_step=lambda step: calls.append(step) or "finish")))
+    assert steps[-1].num_forwards.tolist() == [2] and len(calls) == 2
+
+
+def test_on_step_may_put_tokens_and_masks_where_text_is_generated():
+    def change(step: DenoisingStep) -> Tensor | None:
+        if step.index > 1:
+            return None
+        canvas = step.canvas.clone()
+        canvas[0, 2] = 3 if step.index == 0 else MASK_ID
+        return canvas
+
+    first, second, *_, last = run(one_model(0), example(on_step=change, order="left_to_right"))
+    assert first.canvas[0, 2] == 3 and not first.is_masked[0, 2] and first.confidence[0, 2] == 1
+    assert second.canvas[0, 2] == MASK_ID and second.is_masked[0, 2]
+    assert last.canvas[0, 2:6].tolist() == [0] * 4 and not last.is_masked.any()
+
+
+def test_on_step_may_not_touch_the_prefix():
+    with pytest.raises(ValueError, match="`on_step` returned a canvas that differs"):
+        list(run(random_model, example(on_step=lambda step: step.canvas + 1)))
+    with pytest.raises(ValueError, match="`on_step` must return None, a canvas or 'finish', got 'stop'"):
+        list(run(random_model, example(on_step=lambda step: "stop")))
+
+
+class EvenSum:
+    """The words of a row must have an even sum: a constraint that joins all positions."""
+
+    def allowed(self, row: int, canvas: Tensor, is_masked: Tensor) -> Tensor:
+        allowed = torch.ones(int(is_masked.sum()), VOCABULARY, dtype=torch.bool)
+        if len(allowed) == 1:
+            allowed[0] = (torch.arange(VOCABULARY) + canvas[~is_masked].sum()) % 2 == 0
+        return allowed
+
+    def draw(self, row, canvas, is_masked, reveal, logits, u):
+        canvas, is_masked, tokens = canvas.clone(), is_masked.clone(), []
+        for place, position in enumerate(reveal.nonzero().squeeze(-1).tolist()):
+            index = int(is_masked[:position].sum())
+            forbidden = ~self.allowed(row, canvas, is_masked)[index]
+            both = logits[:, place].masked_fill(forbidden, -math.inf)
+            kept = both[0] if both[0].isfinite().any() else both[1]
+            tokens.append(int(kept.argmax()))
+            canvas[position], is_masked[position] = tokens[-1], False
+        return torch.tensor(tokens)
+
+
+@pytest.mark.parametrize("steps", (1, 2, 4))
+def test_a_constraint_on_the_whole_row_holds_however_many_are_revealed_at_once(steps):
+    canvas = torch.full((30, 5), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(30), steps=steps)
+    free = [step.canvas for step in run(random_model, request_)][-1]
+    assert (free.sum(-1) % 2 == 1).any(), "without it some are odd"
+    *_, last = run(random_model, request_, constraint=EvenSum())
+    assert (last.canvas.sum(-1) % 2 == 0).all() and (last.canvas < 4).all()

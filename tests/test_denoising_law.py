@@ -13,9 +13,10 @@ from torch import Tensor
 
 from diffusion_mlm.denoising import DenoisingStep, denoise
 from diffusion_mlm.randomness import fold_in, uniform
+from diffusion_mlm.remasking import REMASKS, Remasking
 from diffusion_mlm.sampling import Sampling
 from diffusion_mlm.schedules import SCHEDULES, unmask_counts, unmask_counts_with_remasking
-from diffusion_mlm.unmasking import ORDERS
+from diffusion_mlm.unmasking import ORDERS, AdaptiveCount
 
 WORDS, LENGTH, MASK = 3, 5, 3
 NO_IDS = torch.tensor([], dtype=torch.int64)
@@ -307,6 +308,55 @@ def test_remasking_off_is_bit_identical_to_a_sampler_without_it():
             a.confidence.nan_to_num(-1), b.confidence.nan_to_num(-1)
         )
         assert not a.remasked.any()
+
+
+@pytest.mark.parametrize("rule", [rule for rule in REMASKS if rule.startswith("remdm")])
+@pytest.mark.parametrize("steps", (2, 5, 11))
+def test_remdm_with_sigma_0_is_bit_identical_to_no_remasking(rule, steps):
+    canvas = torch.full((6, LENGTH), MASK)
+    arguments = {"mask_id": MASK, "forbidden_ids": NO_IDS, "sampling": PLAIN, "keys": torch.arange(6), "steps": steps}
+    plain = list(denoise(exact_logits, canvas, canvas.eq(MASK), **arguments))
+    off = list(denoise(exact_logits, canvas, canvas.eq(MASK), remask=Remasking(rule, eta=0.0), **arguments))
+    assert len(plain) == len(off) == min(steps, LENGTH)
+    for a, b in zip(plain, off, strict=True):
+        assert torch.equal(a.canvas, b.canvas) and not b.remasked.any()
+        assert torch.equal(a.confidence.nan_to_num(-1), b.confidence.nan_to_num(-1))
+
+
+@pytest.mark.parametrize("rule", ["remdm_cap", "remdm_rescale", "remdm_conf", "remdm_loop"])
+def test_remdm_keeps_the_marginals_of_its_plan_through_a_whole_run(rule):
+    rows, length, steps = 4000, 12, 30
+    remasking = Remasking(rule, eta={"remdm_cap": 0.2, "remdm_rescale": 0.2, "remdm_conf": 1.0}.get(rule, 0.1))
+    canvas, text = torch.full((rows, length), MASK), torch.arange(length) % WORDS
+    run = denoise(
+        lambda canvas, needed: (
+            torch.nn.functional.one_hot(text, 4).float().mul(50).expand(len(canvas), -1, -1)[needed]
+        ),
+        canvas,
+        canvas.eq(MASK),
+        mask_id=MASK,
+        forbidden_ids=NO_IDS,
+        sampling=PLAIN,
+        order="random",
+        steps=steps,
+        remask=remasking,
+        keys=fold_in(21, torch.arange(rows)),
+    )
+    remasked = 0
+    for step, visible in zip(run, itertools.accumulate(remasking.counts("linear", length, steps)), strict=True):
+        share = (~step.is_masked).double()
+        assert (share.sum(-1) == visible).all()
+        assert (share.mean(0) - visible / length).abs().max() < 4.5 * (0.25 / rows) ** 0.5, "at every position"
+        remasked += int(step.remasked.sum())
+    assert remasked > 0
+
+
+def test_an_adaptive_rule_with_a_tight_bound_is_unbiased():
+    """One position at a time unless the model is certain: nothing is lost."""
+    adaptive = AdaptiveCount("entropy_bound", 0.0)
+    assert is_drawn_from(TRUTH, sample(20_000, seed=22, order="entropy", adaptive=adaptive))
+    hasty = AdaptiveCount("entropy_bound", 5.0)
+    assert not is_drawn_from(TRUTH, sample(20_000, seed=23, order="entropy", adaptive=hasty))
 
 
 def law_of_renoising(steps: int) -> Tensor:

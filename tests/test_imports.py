@@ -14,7 +14,19 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "diffusion_mlm"
 
 # Each imports only modules to its left, torch and the standard library: the mathematics reads without the platform.
-MATHEMATICS = ("randomness", "schedules", "corruption", "objectives", "sampling", "unmasking", "denoising")
+MATHEMATICS = (
+    "randomness",
+    "schedules",
+    "corruption",
+    "objectives",
+    "sampling",
+    "unmasking",
+    "remasking",
+    "reveal_plan",
+    "denoising_step",
+    "denoising_loop",
+    "denoising",
+)
 # Text and models: these import one another and the mathematics.
 TEXT_AND_MODELS = (
     "data",

@@ -1,6 +1,5 @@
-"""Unmasking: scores from hand-made distributions, exact selection, and the marginals of renoising."""
+"""Unmasking: scores from hand-made distributions, exact selection, and counts that the model decides."""
 
-import itertools
 import math
 
 import pytest
@@ -10,12 +9,14 @@ from hypothesis import strategies as st
 
 from diffusion_mlm.randomness import fold_in
 from diffusion_mlm.unmasking import (
+    ADAPTIVE_RULES,
     ORDERS,
     ORDERS_BEFORE_LOGITS,
+    AdaptiveCount,
     position_scores,
     scores_before_logits,
-    select_remasked,
     take_highest,
+    take_spread,
 )
 
 quietly = settings(deadline=None, derandomize=True, database=None, max_examples=300)
@@ -124,72 +125,76 @@ def test_take_highest_of_an_empty_batch_is_empty():
     ).shape == (0, 3)
 
 
-# --- remasking -------------------------------------------------------------------------------------------------------
+# --- take_spread -----------------------------------------------------------------------------------------------------
 
 
-def test_no_remasking_remasks_nothing():
-    to_fill = torch.ones(2, 5, dtype=torch.bool)
-    assert not select_remasked("none", to_fill, ~to_fill, torch.tensor([0, 3]), torch.tensor([1, 2])).any()
-
-
-def test_an_unknown_rule_is_refused():
-    to_fill = torch.ones(1, 2, dtype=torch.bool)
-    with pytest.raises(ValueError, match="`remask` must be one of none, renoise, got 'noise'"):
-        select_remasked("noise", to_fill, to_fill, torch.tensor([1]), torch.tensor([1]))
+def naive_spread(scores: list[float], places: list[int], count: int, gap: int) -> set[int]:
+    taken: list[int] = []
+    while len(taken) < min(count, len(places)):
+        free = [i for i in places if i not in taken]
+        far = [i for i in free if all(abs(i - j) > gap for j in taken)]
+        taken.append(min(far or free, key=lambda i: (-scores[i], i)))
+    return set(taken)
 
 
 @quietly
-@given(selections(), st.integers(0, 2**40))
-def test_renoising_remasks_only_generated_visible_positions_and_leaves_room_for_the_plan(selection, key):
-    _, to_fill, wanted = selection
-    is_masked = to_fill & (torch.arange(to_fill.shape[1]) % 3 == 0)
-    num_visible = torch.minimum(wanted, to_fill.sum(-1))
-    remasked = select_remasked("renoise", to_fill, is_masked, num_visible, fold_in(key, torch.arange(len(to_fill))))
-    assert not (remasked & (is_masked | ~to_fill)).any()
-    still_visible = (to_fill & ~is_masked & ~remasked).sum(-1)
-    assert (still_visible <= num_visible).all()
-    assert (num_visible - still_visible <= is_masked.sum(-1)).all(), "enough masks are left to reveal"
-    everything = to_fill.sum(-1)
-    assert not select_remasked("renoise", to_fill, is_masked, everything, torch.arange(len(to_fill))).any()
+@given(selections(), st.integers(0, 4))
+def test_take_spread_is_the_naive_selection(selection, gap):
+    scores, eligible, counts = selection
+    taken = take_spread(scores, eligible, counts, gap)
+    for row in range(len(scores)):
+        places = [i for i in range(scores.shape[1]) if eligible[row, i]]
+        expected = naive_spread(scores[row].tolist(), places, int(counts[row]), gap)
+        assert set(taken[row].nonzero().squeeze(-1).tolist()) == expected
 
 
-def test_renoising_is_equation_7_of_remdm_with_sigma_of_1_minus_alpha():
-    """12 positions, 5 visible now, 8 after the step: alpha_t = 5/12, alpha_s = 8/12, sigma = 4/12.
+# --- adaptive counts -------------------------------------------------------------------------------------------------
 
-    visible: remasked with sigma. masked: revealed with (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t) = alpha_s.
-    """
-    rows, alpha_t, alpha_s = 40_000, 5 / 12, 8 / 12
-    sigma = 1 - alpha_s
-    to_fill = torch.ones(rows, 12, dtype=torch.bool)
-    is_masked = (torch.arange(12) >= 5).expand(rows, -1)
-    keys, num_visible = fold_in(2, torch.arange(rows)), torch.full((rows,), 8)
-    remasked = select_remasked("renoise", to_fill, is_masked, num_visible, keys)
-    counts = num_visible - (~is_masked & ~remasked).sum(-1)
-    revealed = take_highest(scores_before_logits("random", fold_in(keys, 1), 12), is_masked, counts)
-    assert ((to_fill & ~is_masked & ~remasked) | revealed).sum(-1).eq(8).all()
-
-    reveal = (alpha_s - (1 - sigma) * alpha_t) / (1 - alpha_t)
-    assert reveal == pytest.approx(alpha_s)
-    error = 4 * (0.25 / rows) ** 0.5
-    assert (remasked[:, :5].double().mean(0) - sigma).abs().max() < error
-    assert (revealed[:, 5:].double().mean(0) - reveal).abs().max() < error
+SURE = torch.tensor([[0.5, 0.95, 0.9, 0.99, 0.2]])
+NATS = torch.tensor([[1.0, 0.2, 0.3, 0.05, 2.0]])
+ALL = torch.ones(1, 5, dtype=torch.bool)
 
 
-def test_renoising_keeps_every_set_of_positions_with_the_same_chance():
-    """4 positions, 2 visible now and 2 after: 6 possible visible sets; chi-square, 5 degrees of freedom, 99.9 %."""
-    rows = 24_000
-    to_fill = torch.ones(rows, 4, dtype=torch.bool)
-    is_masked = torch.tensor([False, True, False, True]).expand(rows, -1)
-    keys, two = fold_in(3, torch.arange(rows)), torch.full((rows,), 2)
-    remasked = select_remasked("renoise", to_fill, is_masked, two, keys)
-    counts = two - (~is_masked & ~remasked).sum(-1)
-    revealed = take_highest(scores_before_logits("random", fold_in(keys, 1), 4), is_masked, counts)
-    visible = (~is_masked & ~remasked) | revealed
-    observed = torch.stack(
-        [
-            (visible.nonzero()[:, 1].view(rows, 2) == torch.tensor(pair)).all(-1).sum()
-            for pair in itertools.combinations(range(4), 2)
-        ]
-    )
-    assert observed.sum() == rows
-    assert ((observed - rows / 6) ** 2 / (rows / 6)).sum().item() < 20.5
+@pytest.mark.parametrize(
+    ("rule", "bound", "expected"),
+    [
+        ("threshold", 0.9, 3),
+        ("threshold", 0.96, 1),
+        ("threshold", 1.0, 1),  # nobody is that sure: the best one goes all the same
+        ("factor", 0.2, 2),  # 2 * 0.01, 3 * 0.05 fit; 4 * 0.1 does not
+        ("factor", 0.41, 3),
+        ("entropy_bound", 0.0, 1),
+        ("entropy_bound", 0.06, 2),  # 0.05 + 0.2 less the largest
+        ("entropy_bound", 0.26, 3),
+        ("entropy_bound", 100.0, 5),
+    ],
+)
+def test_adaptive_counts_by_hand(rule, bound, expected):
+    scores = -NATS if rule == "entropy_bound" else SURE
+    assert AdaptiveCount(rule, bound).counts(scores, ALL, SURE, NATS).tolist() == [expected]
+    assert AdaptiveCount(rule, bound, most=2).counts(scores, ALL, SURE, NATS).tolist() == [min(expected, 2)]
+
+
+@pytest.mark.parametrize("rule", ADAPTIVE_RULES)
+def test_adaptive_counts_look_at_eligible_positions_only(rule):
+    eligible = torch.tensor([[True, False, False, False, True]])
+    assert AdaptiveCount(rule, 0.6).counts(SURE, eligible, SURE, NATS).tolist() == [1]
+    assert AdaptiveCount(rule, 0.6).counts(SURE, ~ALL, SURE, NATS).tolist() == [0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("always", 0.5), "`adaptive` must be one of threshold, factor, entropy_bound"),
+        (("threshold", 0.0), "`adaptive_bound`"),
+        (("threshold", 1.5), "`adaptive_bound`"),
+        (("factor", 0), "`adaptive_bound`"),
+        (("entropy_bound", -0.1), "`adaptive_bound`"),
+        (("entropy_bound", math.nan), "`adaptive_bound`"),
+        (("threshold", 0.9, 0), "`max_reveal`"),
+        (("threshold", 0.9, 2.0), "`max_reveal`"),
+    ],
+)
+def test_impossible_adaptive_rules_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        AdaptiveCount(*values)

@@ -1,0 +1,287 @@
+"""The loop behind `denoising.denoise`: one step after another on a batch of rows, each by its own plan."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .denoising_step import Constraint, DenoisingStep, EditLogits, GuideLogits, OnStep, PredictLogits
+from .randomness import fold_in, gumbel, uniform
+from .remasking import Remasking
+from .reveal_plan import RevealPlan
+from .sampling import Sampling, forbid, log_probabilities
+from .unmasking import (
+    ORDERS_BEFORE_LOGITS,
+    AdaptiveCount,
+    position_scores,
+    scores_before_logits,
+    take_highest,
+    take_spread,
+)
+
+# Every use of chance inside a step has a stream of its own, so that switching one on does not move the others.
+_TOKEN, _ORDER, _NOISE, _REMASK = range(4)
+
+
+@dataclass
+class _Work:
+    """The A rows that one step works on, and where: tensors are `(A, ...)`."""
+
+    index: int
+    rows: Tensor
+    canvas: Tensor
+    masked: Tensor  # all that is masked
+    fill: Tensor  # the generated positions of the block that the step works on
+    num_visible: Tensor  # how many of them shall be visible after the step
+    t: Tensor
+    keys: Tensor
+    is_rest: bool = False  # whether the step reveals all that is left
+
+    @property
+    def open(self) -> Tensor:
+        """The masked positions of the block."""
+        return self.fill & self.masked
+
+    @property
+    def visible(self) -> Tensor:
+        """The revealed positions of the block."""
+        return self.fill & ~self.masked
+
+
+@dataclass
+class DenoisingLoop:
+    """The checked arguments of `denoise`, and the state that its steps change."""
+
+    predict_logits: PredictLogits
+    canvas: Tensor
+    to_fill: Tensor
+    mask_id: int
+    keys: Tensor
+    forbidden: Tensor
+    sampling: Sampling
+    plan: RevealPlan
+    adaptive: AdaptiveCount | None
+    at_most: bool  # whether the plan is the least that `adaptive` reveals
+    order: str
+    order_noise: float
+    draws_first: bool
+    min_gap: int
+    remasking: Remasking
+    end_id: int | None
+    may_end: Tensor | None
+    defer_end: bool
+    edit_logits: EditLogits | None
+    guide_logits: GuideLogits | None
+    constraint: Constraint | None
+    on_step: OnStep | None
+
+    def __post_init__(self) -> None:
+        self.is_masked = self.to_fill
+        self.confidence = torch.full(self.canvas.shape, math.nan, device=self.canvas.device)
+        self.num_forwards = torch.zeros(len(self.canvas), dtype=torch.int64, device=self.canvas.device)
+        self.finishing = False
+
+    @torch.no_grad()
+    def run(self) -> Iterator[DenoisingStep]:
+        made, planned = 0, self.plan.num_visible.shape[1]
+        for index in range(planned + 1):
+            work = self._begin(index) if index < planned and not self.finishing else self._rest(index)
+            if work is not None:
+                yield self._report(self._step(work, made))
+                made += 1
+
+    def _begin(self, index: int) -> _Work | None:
+        """The rows that are not yet done, and what the plan says of them."""
+        plan = self.plan
+        block = plan.block[:, index]
+        if self.adaptive is not None:  # the first block that has masks
+            block = plan.block_of.masked_fill(~self.is_masked, torch.iinfo(torch.int64).max).amin(-1)
+        fill = plan.block_of.eq(block.unsqueeze(-1))
+        going = index < plan.num_steps
+        if not self.remasking.revises:
+            going &= self.is_masked.any(-1)
+            if self.adaptive is None:  # what was given away behind an end need not be revealed any more
+                going &= (fill & ~self.is_masked).sum(-1) < plan.num_visible[:, index]
+        rows = going.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return None
+        return _Work(
+            index=index,
+            rows=rows,
+            canvas=self.canvas[rows],
+            masked=self.is_masked[rows],
+            fill=fill[rows],
+            num_visible=plan.num_visible[rows, index],
+            t=plan.t[rows, index],
+            keys=fold_in(self.keys[rows], index),
+        )
+
+    def _rest(self, index: int) -> _Work | None:
+        """All that is left, at once: `on_step` said "finish", or masked again what the plan had done with."""
+        rows = self.is_masked.any(-1).nonzero().squeeze(-1)
+        fill = self.to_fill[rows]
+        if len(rows) == 0:
+            return None
+        return _Work(
+            index=index,
+            rows=rows,
+            canvas=self.canvas[rows],
+            masked=self.is_masked[rows],
+            fill=fill,
+            num_visible=fill.sum(-1),
+            t=torch.zeros(len(rows), dtype=torch.float64, device=fill.device),
+            keys=fold_in(self.keys[rows], index),
+            is_rest=True,
+        )
+
+    def _step(self, work: _Work, made: int) -> DenoisingStep:
+        # 1. Which visible positions return to mask, and how many masked ones come out to keep to the plan.
+        sure = self.confidence[work.rows]
+        remasked = self.remasking.select(
+            work.fill, work.open, work.num_visible, sure, work.t, fold_in(work.keys, _REMASK)
+        )
+        counts = work.num_visible - (work.visible & ~remasked).sum(-1)  # (A,)
+
+        # 2. Predict: everything masked, or only what is revealed if the order can tell without the logits.
+        looks = self.adaptive is not None or self.draws_first
+        needed = work.open if looks else work.open & (counts > 0).unsqueeze(-1)
+        if self.order in ORDERS_BEFORE_LOGITS:
+            scores = scores_before_logits(self.order, fold_in(work.keys, _ORDER), self.canvas.shape[1])
+            if not looks:
+                needed = take_spread(scores, needed, counts, self.min_gap)
+        logits = self._logits(work, needed)  # (N, V), N = needed.sum()
+        log_probs = log_probabilities(logits)  # neither tempered nor truncated; raises if not finite
+
+        # 3. Choose the positions, before any token is drawn unless asked otherwise.
+        tokens = self._draw(work, needed, logits) if self.draws_first else None
+        if self.order not in ORDERS_BEFORE_LOGITS:
+            scores = self._scores(work, needed, log_probs, tokens)
+        if self.adaptive is not None and not work.is_rest:
+            counts = self._adaptive_counts(scores, needed, log_probs, counts)
+        if self.remasking.rule == "low_confidence":
+            keep = take_highest(torch.where(work.visible, sure.double().log(), scores), work.fill, work.num_visible)
+            reveal, remasked = work.open & keep, work.visible & ~keep
+        else:
+            reveal = take_spread(scores, needed, counts, self.min_gap)
+
+        # 4. Draw the tokens there.
+        chosen = reveal[needed]  # (N,): the rows of logits that belong to revealed positions
+        tokens = self._draw(work, reveal, logits[chosen]) if tokens is None else tokens[chosen]
+        log_prob = log_probs[chosen].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+        # 5. Write both changes down.
+        canvas, masked = work.canvas.clone(), (work.masked & ~reveal) | remasked
+        canvas[reveal], sure[reveal] = tokens, log_prob.double().exp().float()
+        canvas[remasked], sure[remasked] = self.mask_id, math.nan
+        if self.end_id is not None and not self.remasking.revises:  # behind an end there is nothing but ends
+            behind = (canvas.eq(self.end_id) & reveal).long().cumsum(-1).bool() & masked
+            canvas[behind], sure[behind] = self.end_id, 1.0
+            reveal, masked = reveal | behind, masked & ~behind
+        self.canvas = self.canvas.index_copy(0, work.rows, canvas)
+        self.confidence = self.confidence.index_copy(0, work.rows, sure)
+        self.is_masked = self.is_masked.index_copy(0, work.rows, masked)
+        self.num_forwards[work.rows] += 1
+        nowhere = torch.zeros_like(self.to_fill)
+        return DenoisingStep(
+            index=made,
+            canvas=self.canvas.clone(),
+            revealed=nowhere.index_copy(0, work.rows, reveal),
+            remasked=nowhere.index_copy(0, work.rows, remasked),
+            confidence=self.confidence.clone(),
+            is_masked=self.is_masked.clone(),
+            num_forwards=self.num_forwards.clone(),
+        )
+
+    def _logits(self, work: _Work, needed: Tensor) -> Tensor:
+        """Logits of the positions `needed`, in row-major order, with all that may not be generated at -inf."""
+        logits = self.predict_logits(work.canvas.clone(), needed)
+        if logits.dim() != 2 or len(logits) != int(needed.sum()):
+            expected = f"({int(needed.sum())}, vocabulary)"
+            raise ValueError(f"`predict_logits` must return logits of shape {expected}, got {tuple(logits.shape)}.")
+        logits = forbid(logits.float(), self.forbidden)
+        if len(logits) == 0:  # with remasking a step may reveal nothing
+            return logits
+        if self.edit_logits is not None:
+            logits = forbid(self.edit_logits(work.canvas[needed.nonzero()[:, 0]], logits).float(), self.forbidden)
+        if self.end_id is not None and self.may_end is not None:
+            logits[~self.may_end[work.rows][needed], self.end_id] = -math.inf
+        if self.constraint is not None:
+            allowed = [
+                self.constraint.allowed(row, canvas, masked)[wanted[masked]]
+                for row, canvas, masked, wanted in zip(
+                    work.rows.tolist(), work.canvas, work.masked, needed, strict=True
+                )
+            ]
+            logits = logits.masked_fill(~torch.cat(allowed).to(logits.device), -math.inf)
+        return logits
+
+    def _draw(self, work: _Work, reveal: Tensor, logits: Tensor) -> Tensor:
+        """A token for each position of `reveal`, (N,), from its logits, (N, V)."""
+        row, position = reveal.nonzero().unbind(-1)
+        if self.guide_logits is not None and len(row) > 0:
+            logits = forbid(self.guide_logits(work.canvas[row], position, logits).float(), self.forbidden)
+        u = uniform(fold_in(work.keys, _TOKEN), reveal.shape[1])[reveal]  # a position's number, whether used or not
+        share = (work.masked.sum(-1) / self.to_fill[work.rows].sum(-1))[row]
+        if self.constraint is None:
+            return self.sampling.choose(logits, u, share)
+        both = torch.stack([self.sampling.filtered(logits, share), logits])  # (2, N, V)
+        parts = [
+            self.constraint.draw(
+                int(work.rows[place]),
+                work.canvas[place],
+                work.masked[place],
+                reveal[place],
+                both[:, row == place],
+                u[row == place],
+            )
+            for place in row.unique().tolist()
+        ]
+        return torch.cat(parts).to(logits.device) if parts else logits.new_zeros(0, dtype=torch.int64)
+
+    def _scores(self, work: _Work, needed: Tensor, log_probs: Tensor, tokens: Tensor | None) -> Tensor:
+        """Score of each position by the order, `(A, L)`, read from the model's distribution or the tokens drawn."""
+        if self.defer_end and self.end_id is not None and len(log_probs) > 0:
+            log_probs = log_probs.clone()
+            log_probs[:, self.end_id] = -math.inf
+        if tokens is not None:
+            score = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        else:
+            score = position_scores(self.order, log_probs)
+        scores = torch.zeros(needed.shape, dtype=torch.float64, device=needed.device)
+        scores[needed] = score.double()
+        if self.order_noise > 0:
+            scale = self.order_noise * (1 - work.index / self.plan.num_steps[work.rows].double())  # (A,)
+            scores += scale.unsqueeze(-1) * gumbel(fold_in(work.keys, _NOISE), needed.shape[1])
+        return scores
+
+    def _adaptive_counts(self, scores: Tensor, needed: Tensor, log_probs: Tensor, planned: Tensor) -> Tensor:
+        confidence = torch.zeros(needed.shape, device=needed.device)
+        entropy = torch.zeros_like(confidence)
+        confidence[needed] = log_probs.amax(-1).exp()
+        entropy[needed] = -position_scores("entropy", log_probs)
+        counts = self.adaptive.counts(scores, needed, confidence, entropy)  # type: ignore[union-attr]
+        return torch.maximum(counts, planned) if self.at_most else counts
+
+    def _report(self, step: DenoisingStep) -> DenoisingStep:
+        """Shows `on_step` the step, and does what it answers."""
+        answer = self.on_step(step) if self.on_step is not None else None
+        if answer is None:
+            return step
+        if isinstance(answer, str):
+            if answer != "finish":
+                raise ValueError(f"`on_step` must return None, a canvas or 'finish', got {answer!r}.")
+            self.finishing = True
+            return step
+        changed = answer.to(self.canvas.device).ne(self.canvas)
+        if answer.shape != self.canvas.shape or bool((changed & ~self.to_fill).any()):
+            raise ValueError(
+                "`on_step` returned a canvas that differs where nothing is generated; keep prefix and shape."
+            )
+        self.canvas = answer.to(self.canvas).clone()
+        self.is_masked = self.to_fill & self.canvas.eq(self.mask_id)
+        self.confidence = torch.where(changed, 1.0, self.confidence).masked_fill(self.is_masked, math.nan)
+        return replace(
+            step, canvas=self.canvas.clone(), is_masked=self.is_masked.clone(), confidence=self.confidence.clone()
+        )
