@@ -4,6 +4,7 @@ import json
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,13 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .canvas import CanvasRow, canvas_rows, padding_id, training_facts, without_start
-from .denoising import DenoisingStep, denoise
+from .canvas import padding_id, without_start
+from .constraints import Constraints, completion_text
+from .continuation import Continuation, constrain, continue_texts, make_continuations
+from .denoising import DenoisingStep
 from .generation_config import DEFAULTS, DiffusionGenerationConfig
-from .modeling import (
-    end_token_id,
-    forbidden_token_ids,
-    load_model,
-    logits_at,
-    require_mask_token,
-    unwrap,
-)
-from .randomness import make_key
-
-_PADDING = -1  # no token: a tokenizer's padding may be its end token too, which stands in text
+from .modeling import end_token_id, load_model, require_mask_token, unwrap
+from .tokenization import decode_text
 
 
 @dataclass
@@ -126,6 +120,7 @@ def generate(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
+    constraints: Constraints | None = None,
     streamer: BaseStreamer | None = None,
     **settings: Any,
 ) -> DiffusionGenerationOutput:
@@ -141,6 +136,7 @@ def generate(
         generator (`torch.Generator`, *optional*).
         logits_processor (`LogitsProcessorList`, *optional*): called before temperature and truncation with the canvas
             of each row of logits, `(N, L)`, and the logits, `(N, V)`; processors that work row by row are right.
+        constraints (`Constraints`, *optional*): an expression, banned or allowed words that hold in every sample.
         streamer (`BaseStreamer`, *optional*): gets the ids of the prefix, after every step a draft of the new ones (if
             it has `put_draft`), and at last the new ids; one sample after another, whatever `batch_size`.
         **settings: of `DiffusionGenerationConfig`, for this call.
@@ -153,7 +149,12 @@ def generate(
         NonFiniteLogitsError: the model's logits are not finite.
     """
     was_training = model.training
-    options: dict[str, Any] = {"seed": seed, "generator": generator, "logits_processor": logits_processor}
+    options: dict[str, Any] = {
+        "seed": seed,
+        "generator": generator,
+        "logits_processor": logits_processor,
+        "constraints": constraints,
+    }
     try:
         done = list(
             generate_each(model, tokenizer, prefixes, generation_config, streamer=streamer, **options, **settings)
@@ -176,6 +177,7 @@ def generate_each(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
+    constraints: Constraints | None = None,
     streamer: BaseStreamer | None = None,
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
@@ -186,29 +188,33 @@ def generate_each(
     tokens that are visible and of those there will be. The model stays in evaluation mode.
     """
     config = resolve_config(model, generation_config, settings)
-    rows = canvas_rows(model, tokenizer, prefixes, config, _resolve_seed(seed, generator))
-    total = sum(row.num_new for row in rows)
+    texts = make_continuations(model, tokenizer, prefixes, config, resolve_seed(seed, generator))
+    if constraints:
+        constrain(model, tokenizer, texts, constraints)
+    total = sum(text.num_new for text in texts)
     batch_size = 1 if streamer is not None else config.batch_size
 
     def run() -> Iterator[tuple[GeneratedText, Tensor]]:
-        visible = 0
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        finished = 0
+        for start in range(0, len(texts), batch_size):
+            batch = texts[start : start + batch_size]
             if streamer is not None:
                 streamer.put(torch.tensor(without_start(batch[0].prefix_ids, tokenizer), dtype=torch.int64))
-            for step in _denoise_rows(model, tokenizer, batch, config, logits_processor):
+            for step, places in continue_texts(model, tokenizer, batch, config, logits_processor):
                 if streamer is not None and hasattr(streamer, "put_draft"):
-                    streamer.put_draft(value=step.canvas[0, batch[0].new].cpu())
+                    draft = batch[0].new_ids + step.canvas[0, places[0]].tolist()
+                    streamer.put_draft(value=torch.tensor(draft))
                 if progress is not None:
-                    progress(visible + sum(row.num_new for row in batch) - int(step.is_masked.sum()), total)
-            visible += sum(row.num_new for row in batch)
-            for place, row in enumerate(batch):
-                canvas = step.canvas[place, : row.length].cpu()
-                sample = _finish(tokenizer, row, canvas, int(step.num_forwards[place]))
+                    done = sum(text.num_new if text.ended else len(text.new_ids) for text in batch)
+                    visible = sum(new.stop - new.start for new in places) - int(step.is_masked.sum())
+                    progress(finished + done + visible, total)
+            finished += sum(text.num_new for text in batch)
+            for text in batch:
+                sample = _finish(tokenizer, text)
                 if streamer is not None:
                     streamer.put(torch.tensor(sample.token_ids, dtype=torch.int64))
                     streamer.end()
-                yield sample, canvas
+                yield sample, torch.tensor(text.ids)
 
     return run()
 
@@ -226,11 +232,12 @@ def stream(
 ) -> Iterator[DenoisingStep]:
     """The steps by which `generate` fills one canvas, each with tensors of shape `(1, L)`; arguments as there.
 
-    The model stays in evaluation mode.
+    Where the text is longer than the model reads, one window after another is the canvas. The model stays in
+    evaluation mode.
     """
     config = resolve_config(model, generation_config, settings).updated(num_return_sequences=1)
-    rows = canvas_rows(model, tokenizer, [prefix], config, _resolve_seed(seed, generator))
-    return _denoise_rows(model, tokenizer, rows, config, logits_processor)
+    texts = make_continuations(model, tokenizer, [prefix], config, resolve_seed(seed, generator))
+    return (step for step, _ in continue_texts(model, tokenizer, texts, config, logits_processor))
 
 
 def resolve_config(
@@ -273,7 +280,7 @@ def _saved_generation_config(name_or_path: str, argument: str) -> DiffusionGener
         raise ValueError(f"`{argument}` is {name_or_path!r}; in its generation_config.json {error}") from error
 
 
-def _resolve_seed(seed: int | None, generator: torch.Generator | None) -> int:
+def resolve_seed(seed: int | None, generator: torch.Generator | None) -> int:
     if seed is not None and generator is not None:
         raise ValueError("`seed` and `generator` exclude one another: pass one of them.")
     if seed is None:
@@ -284,70 +291,19 @@ def _resolve_seed(seed: int | None, generator: torch.Generator | None) -> int:
     return int(seed)
 
 
-def _denoise_rows(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[CanvasRow],
-    config: DiffusionGenerationConfig,
-    logits_processor: LogitsProcessorList | None,
-) -> Iterator[DenoisingStep]:
-    """The steps of a batch; beyond the end of a shorter row its canvas holds `_PADDING`."""
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else getattr(model, "device", None)
-    mask_id, padding = require_mask_token(tokenizer, "tokenizer"), padding_id(tokenizer)
-    canvas = torch.full((len(rows), max(row.length for row in rows)), _PADDING)
-    to_fill = torch.zeros(canvas.shape, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        canvas[place, : row.length] = torch.tensor(row.prefix_ids + [mask_id] * row.num_new + row.closing)
-        to_fill[place, row.new] = True
-
-    def predict_logits(canvas: Tensor, needed: Tensor) -> Tensor:
-        attended = canvas.ne(_PADDING)
-        ids = canvas.masked_fill(~attended, padding)
-        return logits_at(model, needed, input_ids=ids, attention_mask=attended.long())
-
-    def edit_logits(canvas: Tensor, logits: Tensor) -> Tensor:
-        return logits_processor(canvas.masked_fill(canvas.eq(_PADDING), padding), logits)  # type: ignore[misc, arg-type]
-
-    model.eval()
-    vocab_size = getattr(getattr(unwrap(model), "config", None), "vocab_size", len(tokenizer))
-    forbidden = forbidden_token_ids(tokenizer, bool(training_facts(model).get("generates_end")), vocab_size)
-    return denoise(
-        predict_logits,
-        canvas.to(device),
-        to_fill.to(device),
-        mask_id=mask_id,
-        keys=torch.tensor([make_key("generate", row.seed, *row.prefix_ids) for row in rows]),
-        forbidden_ids=torch.tensor(forbidden),
-        sampling=config.to_sampling(),
-        steps=config.steps,
-        schedule=config.schedule,
-        order=config.order,
-        order_noise=config.order_noise,
-        order_from=config.order_from,  # type: ignore[arg-type]
-        remask=config.remask,
-        edit_logits=edit_logits if logits_processor else None,
-    )
-
-
-def _finish(tokenizer: PreTrainedTokenizerBase, row: CanvasRow, canvas: Tensor, num_forwards: int) -> GeneratedText:
-    new_ids = canvas[row.new].tolist()
+def _finish(tokenizer: PreTrainedTokenizerBase, text: Continuation) -> GeneratedText:
     end = end_token_id(tokenizer)
-    finished = end in new_ids
-    token_ids = new_ids[: new_ids.index(end)] if finished else new_ids
-    # Decoded together with its prefix, so that spaces and characters of several tokens come out right.
-    prefix_ids = without_start(row.prefix_ids, tokenizer)
-    before, whole = tokenizer.decode(prefix_ids), tokenizer.decode(prefix_ids + token_ids)
-    completion = whole[len(before) :] if whole.startswith(before) else tokenizer.decode(token_ids)
-    if row.prefix.endswith(" ") and not before.endswith(" "):  # the space that `_encode_prefix` left to the next word
-        completion = completion.removeprefix(" ")
+    finished = end in text.new_ids
+    token_ids = text.new_ids[: text.new_ids.index(end)] if finished else text.new_ids
+    prefix_ids = without_start(text.prefix_ids, tokenizer)
+    completion = completion_text(partial(decode_text, tokenizer), text.prefix, prefix_ids, token_ids)
     return GeneratedText(
-        prefix=row.prefix,
+        prefix=text.prefix,
         completion=completion,
-        text=row.prefix + completion,
+        text=text.prefix + completion,
         token_ids=token_ids,
-        seed=row.seed,
-        num_forwards=num_forwards,
-        tokens_per_forward=row.num_new / max(num_forwards, 1),
+        seed=text.seed,
+        num_forwards=text.num_forwards,
+        tokens_per_forward=len(text.new_ids) / max(text.num_forwards, 1),
         finished=finished,
     )

@@ -2,29 +2,60 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import GenerationConfig
 
+from .denoising import require_adaptive, require_order
+from .remasking import Remasking
+from .reveal_plan import require_block_length
 from .sampling import Sampling
 from .schedules import get_schedule
-from .unmasking import ORDERS, REMASKS
+from .unmasking import AdaptiveCount
 
 # Our own settings, or settings of transformers that mean something here, with their defaults.
 DEFAULTS: dict[str, Any] = {
     "schedule": "linear",
-    "sampling": "nucleus",
     "steps": None,
-    "order": "confidence",
+    "steps_per_token": 1.0,
+    "adaptive": None,
+    "adaptive_bound": None,
+    "max_reveal": None,
+    "block_length": None,
+    "order": "entropy",
     "order_noise": 0.0,
     "order_from": "distribution",
-    "remask": "none",
+    "min_gap": 0,
+    "defer_end": True,
+    "sampling": "nucleus",
     "temperature": 1.0,
+    "temperature_end": None,
     "top_k": 50,
     "top_p": 0.9,
+    "min_p": 0.05,
+    "typical_p": 0.9,
+    "remask": "none",
+    "remask_eta": None,
+    "remask_t_on": 0.55,
+    "remask_t_off": 0.05,
+    "remask_alpha_on": 0.9,
     "max_new_tokens": None,
+    "stride": None,
     "num_return_sequences": 1,
     "batch_size": 64,
+}
+_NOT_OF_A_PRESET = ("max_new_tokens", "stride", "num_return_sequences", "batch_size")
+_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5}
+
+# What each preset changes; everything else but length, number and batch size is as in DEFAULTS.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "quality": {"steps_per_token": 2.0, "remask": "remdm_cap", "remask_eta": 0.02},
+    "fast": {"adaptive": "entropy_bound"},
+    "greedy": {"sampling": "greedy"},
+    "faithful": {"order": "random", "top_p": 1.0},
+    "guide": {"steps": 10, "order": "random", "remask": "renoise"},
 }
 
 # Names of the base class that say nothing about how to sample and may stand in a file.
@@ -36,17 +67,33 @@ class DiffusionGenerationConfig(GenerationConfig):
     """Settings of `generate`, saved as `generation_config.json` beside the model.
 
     Args:
+        preset (`str`, *optional*): settings to start from, over which the others go: `default`; `quality` (two
+            forwards a token, the second revises); `fast` (as many tokens a forward as the model is sure of); `greedy`
+            (no chance); `faithful` (unbiased: random order, no truncation; pairs with the likelihood bound); `guide`
+            (the learning guide's loop of 10 steps). It is not kept by name: the file holds what it stands for.
         schedule (`str`): how the masked share falls over the steps: `linear`, `cosine`, `exponential`, `maskgit`.
-        sampling (`str`): how a token is chosen: `greedy`, `topk` or `nucleus`.
-        steps (`int`, *optional*): planned denoising steps; by default one per new token, the most careful.
+        steps (`int`, *optional*): planned denoising steps; by default `steps_per_token` for each new token.
+        steps_per_token (`float`): above 1 of use with remasking only.
+        adaptive (`str`, *optional*): reveal as many as the model is sure of: `threshold`, `factor`, `entropy_bound`,
+            to the bound `adaptive_bound` (by default 0.9, 1, 0.5) and at most `max_reveal` in a step; see
+            `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
+        block_length (`int`, *optional*): finish so many tokens before the next ones begin.
         order (`str`): which masked positions are revealed next: `random`, `confidence`, `margin`, `entropy`,
             `left_to_right`.
         order_noise (`float`): scale of the Gumbel noise on the order, annealed to 0 over the steps.
         order_from (`str`): `distribution` ranks positions before tokens are drawn, `sample` after (biased; see
             `denoising.denoise`).
-        remask (`str`): `none`, or `renoise`, the learning guide's loop.
-        temperature (`float`): 0 is greedy.  top_k (`int`): for `topk`.  top_p (`float`): for `nucleus`, in (0, 1].
-        max_new_tokens (`int`, *optional*): by default as many as fill the row length of training.
+        min_gap (`int`): positions revealed in one step lie more than so far apart, if they can.
+        defer_end (`bool`): do not reveal ends of text first because the model is sure of them.
+        sampling (`str`): how a token is chosen: `greedy`, `topk`, `nucleus`, `min_p` or `typical`, with `temperature`
+            (0 is greedy; towards `temperature_end` as the masks go), `top_k`, `top_p`, `min_p`, `typical_p`; see
+            `sampling.Sampling`.
+        remask (`str`): what is masked again: `none`; `renoise`, the learning guide's loop; `low_confidence`;
+            `remdm_cap`, `remdm_rescale`, `remdm_conf`, `remdm_loop`, with `remask_eta`, `remask_t_on`, `remask_t_off`,
+            `remask_alpha_on`; see `remasking.Remasking`.
+        max_new_tokens (`int`, *optional*): by default as many as fill the row length of training. More than the model
+            reads are written window by window, `stride` at a time (by default half of what a window holds), each with
+            its own `steps`.
         num_return_sequences (`int`): samples per prefix.
         batch_size (`int`): rows per call of the model; no effect on the text.
 
@@ -55,18 +102,32 @@ class DiffusionGenerationConfig(GenerationConfig):
     """
 
     schedule: str
-    sampling: str
     steps: int | None
+    steps_per_token: float
+    adaptive: str | None
+    adaptive_bound: float | None
+    max_reveal: int | None
+    block_length: int | None
     order: str
     order_noise: float
     order_from: str
+    min_gap: int
+    defer_end: bool
+    sampling: str
+    temperature_end: float | None
     remask: str
+    remask_eta: float | None
+    remask_t_on: float
+    remask_t_off: float
+    remask_alpha_on: float
+    stride: int | None
     batch_size: int
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, preset: str | None = None, **kwargs: Any) -> None:
+        kwargs = {**_of_preset(preset), **kwargs}
         unknown = [name for name in kwargs if name not in DEFAULTS and not _is_harmless(name, kwargs[name])]
         if unknown:
-            near = difflib.get_close_matches(unknown[0], DEFAULTS, n=2)
+            near = difflib.get_close_matches(unknown[0], [*DEFAULTS, "preset"], n=2)
             hint = f" Did you mean `{'` or `'.join(near)}`?" if near else f" Known are: {', '.join(DEFAULTS)}."
             raise ValueError(f"`{unknown[0]}` is no setting of diffusion generation.{hint}")
         settings = {**DEFAULTS, **{name: value for name, value in kwargs.items() if name in DEFAULTS}}
@@ -96,13 +157,52 @@ class DiffusionGenerationConfig(GenerationConfig):
         """All settings; `do_sample` follows `sampling`, also when that was set after construction."""
         return {**super().to_dict(), "do_sample": self.sampling != "greedy"}
 
-    def updated(self, **changes: Any) -> "DiffusionGenerationConfig":
-        """A copy with some settings changed, checked like a new one."""
-        return type(self)(**{**{name: getattr(self, name) for name in DEFAULTS}, **changes})
+    def updated(self, preset: str | None = None, **changes: Any) -> "DiffusionGenerationConfig":
+        """A copy with some settings changed, checked like a new one; a preset changes all that presets are about."""
+        mine = {name: getattr(self, name) for name in DEFAULTS}
+        return type(self)(**{**mine, **_of_preset(preset), **changes})
 
     def to_sampling(self) -> Sampling:
-        """The token-choice part."""
-        return Sampling(self.sampling, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # type: ignore[arg-type]
+        """The choice of tokens."""
+        return _sampling(vars(self))
+
+    def to_remasking(self) -> Remasking:
+        """What is masked again."""
+        return _remasking(vars(self))
+
+    def to_adaptive(self) -> AdaptiveCount | None:
+        """How many are revealed, if the model decides."""
+        return _adaptive(vars(self))
+
+
+def _sampling(settings: Mapping[str, Any]) -> Sampling:
+    names = ("temperature", "temperature_end", "top_k", "top_p", "min_p", "typical_p")
+    return Sampling(settings["sampling"], **{name: settings[name] for name in names})
+
+
+def _remasking(settings: Mapping[str, Any]) -> Remasking:
+    names = ("eta", "t_on", "t_off", "alpha_on")
+    return Remasking(settings["remask"], **{name: settings[f"remask_{name}"] for name in names})
+
+
+def _adaptive(settings: Mapping[str, Any]) -> AdaptiveCount | None:
+    if settings["adaptive"] is None:
+        for name in ("adaptive_bound", "max_reveal"):
+            if settings[name] is not None:
+                raise ValueError(f"`{name}` is {settings[name]!r}, but it belongs to `adaptive`: set that too.")
+        return None
+    bound = settings["adaptive_bound"]
+    bound = _ADAPTIVE_BOUNDS.get(settings["adaptive"], 0.0) if bound is None else bound
+    return AdaptiveCount(settings["adaptive"], bound, settings["max_reveal"])
+
+
+def _of_preset(preset: str | None) -> dict[str, Any]:
+    """All settings that a preset decides."""
+    if preset is None:
+        return {}
+    if preset not in PRESETS:
+        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, not {preset!r}.")
+    return {**{name: value for name, value in DEFAULTS.items() if name not in _NOT_OF_A_PRESET}, **PRESETS[preset]}
 
 
 _BASE = GenerationConfig()
@@ -113,29 +213,25 @@ def _is_harmless(name: str, value: Any) -> bool:
     return name in _BOOKKEEPING | _INTERNAL or (hasattr(_BASE, name) and value == getattr(_BASE, name))
 
 
-def _require_valid(settings: dict[str, Any]) -> None:
+def _require_valid(settings: Mapping[str, Any]) -> None:
     if not isinstance(settings["schedule"], str):
         raise ValueError(f"`schedule` must be the name of a schedule, not {settings['schedule']!r}.")
     get_schedule(settings["schedule"])
-    Sampling(
-        settings["sampling"],
-        temperature=settings["temperature"],
-        top_k=settings["top_k"],
-        top_p=settings["top_p"],
+    _sampling(settings)
+    remasking, adaptive = _remasking(settings), _adaptive(settings)
+    require_order(
+        settings["order"], settings["order_noise"], settings["order_from"], settings["min_gap"], remasking.rule
     )
-    for name, choices in (("order", ORDERS), ("remask", REMASKS), ("order_from", ("distribution", "sample"))):
-        if settings[name] not in choices:
-            raise ValueError(f"`{name}` must be one of {', '.join(choices)}, not {settings[name]!r}.")
-    for name in ("steps", "max_new_tokens", "num_return_sequences", "batch_size"):
+    require_block_length(settings["block_length"])
+    for name in ("steps", "max_new_tokens", "stride", "num_return_sequences", "batch_size"):
         value = settings[name]
-        optional = name in ("steps", "max_new_tokens")
+        optional = name in ("steps", "max_new_tokens", "stride")
         if not (value is None and optional) and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"`{name}` must be a whole number of at least 1, not {value!r}.")
-    noise = settings["order_noise"]
-    if not isinstance(noise, (int, float)) or isinstance(noise, bool) or not 0 <= noise < math.inf:
-        raise ValueError(f"`order_noise` must be a finite number of at least 0, not {noise!r}.")
-    if settings["order_from"] == "sample" and settings["order"] != "confidence":
-        raise ValueError(
-            f"`order_from='sample'` ranks positions by the confidence in a token: it needs `order='confidence'`, not "
-            f"{settings['order']!r}."
-        )
+    ratio = settings["steps_per_token"]
+    if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio < math.inf:
+        raise ValueError(f"`steps_per_token` must be a finite number above 0, not {ratio!r}.")
+    if not isinstance(settings["defer_end"], bool):
+        raise ValueError(f"`defer_end` must be True or False, not {settings['defer_end']!r}.")
+    if adaptive is not None:
+        require_adaptive(remasking, None, settings["steps"], settings["block_length"])

@@ -16,7 +16,7 @@ def story_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def _shared_roberta(story_tokenizer: PreTrainedTokenizerFast) -> RobertaForMaskedLM:
+def shared_roberta(story_tokenizer: PreTrainedTokenizerFast) -> RobertaForMaskedLM:
     config = RobertaConfig(
         vocab_size=len(story_tokenizer),
         num_hidden_layers=1,
@@ -35,6 +35,6 @@ def _shared_roberta(story_tokenizer: PreTrainedTokenizerFast) -> RobertaForMaske
 
 
 @pytest.fixture
-def tiny_roberta(_shared_roberta: RobertaForMaskedLM) -> RobertaForMaskedLM:
+def tiny_roberta(shared_roberta: RobertaForMaskedLM) -> RobertaForMaskedLM:
     """A RoBERTa of 1 layer and width 16 with random weights that reads 32 story tokens; yours to change."""
-    return copy.deepcopy(_shared_roberta)
+    return copy.deepcopy(shared_roberta)

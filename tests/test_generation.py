@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import (
     TopKLogitsWarper,
 )
 
-from diffusion_mlm import story_language
+from diffusion_mlm import Constraints, story_language
 from diffusion_mlm.generation import DiffusionGenerationOutput, generate, generate_each, load_generator, stream
 from diffusion_mlm.generation_config import DiffusionGenerationConfig
 from diffusion_mlm.modeling import build_model
@@ -73,16 +74,16 @@ def exact() -> Exact:
 
 
 @pytest.fixture(scope="module")
-def writers(story_tokenizer: Any, _shared_roberta: RobertaForMaskedLM, exact: Exact) -> dict[str, tuple[Any, Any]]:
+def writers(story_tokenizer: Any, shared_roberta: RobertaForMaskedLM, exact: Exact) -> dict[str, tuple[Any, Any]]:
     """Models of every kind with their tokenizers."""
     bpe = train_bpe(STORIES, vocab_size=300, model_max_length=32)
     characters = train_characters(STORIES, model_max_length=32)
-    writing_end = random_roberta(story_tokenizer, _shared_roberta, generates_end=True, row_length=16)
+    writing_end = random_roberta(story_tokenizer, shared_roberta, generates_end=True, row_length=16)
     return {
-        "words": (_shared_roberta, story_tokenizer),
+        "words": (shared_roberta, story_tokenizer),
         "words with end": (writing_end, story_tokenizer),
-        "bpe": (random_roberta(bpe, _shared_roberta), bpe),
-        "characters": (random_roberta(characters, _shared_roberta), characters),
+        "bpe": (random_roberta(bpe, shared_roberta), bpe),
+        "characters": (random_roberta(characters, shared_roberta), characters),
         "exact": (exact, story_tokenizer),
     }
 
@@ -293,10 +294,52 @@ def test_prefix_that_leaves_too_little_room_is_refused_with_the_numbers(
 ) -> None:
     prefix = "One day " * 8  # 16 tokens, with <s> 17; the model reads 32, one of them </s>
     assert len(generate(tiny_roberta, story_tokenizer, prefix, seed=0, max_new_tokens=14).samples[0].token_ids) == 14
-    with pytest.raises(ValueError, match=r"17 tokens.*15 more.*reads 31.*max_new_tokens=14"):
-        generate(tiny_roberta, story_tokenizer, prefix, seed=0, max_new_tokens=15)
     with pytest.raises(ValueError, match=r"41 tokens.*reads 31.*Shorten"):
         generate(tiny_roberta, story_tokenizer, "One day " * 20, seed=0)
+
+
+@pytest.mark.parametrize("stride", (None, 1, 7, 30))
+def test_text_longer_than_the_context_is_written_window_by_window(
+    tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any, stride: int | None
+) -> None:
+    seen = []
+    tiny_roberta.roberta.register_forward_pre_hook(
+        lambda _module, args, inputs: seen.append((args[0] if args else inputs["input_ids"]).shape[1]),
+        with_kwargs=True,
+    )
+    output = generate(tiny_roberta, story_tokenizer, "One day", seed=0, max_new_tokens=100, stride=stride, top_p=1.0)
+    (sample,) = output.samples
+    assert len(sample.token_ids) == sample.num_forwards == 100 and max(seen) <= 32
+    assert sample.text.startswith("One day")
+    assert output.sequences.shape == (1, 1 + 2 + 100 + 1)
+    again = generate(
+        tiny_roberta, story_tokenizer, ["Poor", "One day"], seed=0, max_new_tokens=100, stride=stride, top_p=1.0
+    )
+    assert again.samples[1] == sample
+
+
+def test_a_window_sees_the_text_before_it(tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any) -> None:
+    """The last canvas begins with the end of what was written, so that no seam is blind."""
+    asked: dict[str, Any] = {"seed": 3, "max_new_tokens": 60, "stride": 10, "order": "random"}
+    *_, last = stream(tiny_roberta, story_tokenizer, "One day", **asked)
+    (sample,) = generate(tiny_roberta, story_tokenizer, "One day", **asked).samples
+    row = last.canvas[0].tolist()
+    assert len(row) == 32 and row[1:-1] == sample.token_ids[-30:]
+
+
+def test_a_text_that_ends_stops_its_windows(
+    exact: Exact, story_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A story ends within 80 tokens: 200 are asked for, in windows of 100 at most."""
+    monkeypatch.setattr("diffusion_mlm.continuation.context_length", lambda *_: 100)
+    (sample,) = generate(exact, story_tokenizer, seed=4, max_new_tokens=200, stride=90, top_p=1.0).samples
+    assert sample.finished and torch.isfinite(story_language.log_prob([sample.text])).all()
+    assert sample.num_forwards < 90
+
+
+def test_a_stride_that_leaves_no_room_is_refused(tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any) -> None:
+    with pytest.raises(ValueError, match="`stride` is 31, but a window of this model has room for 30"):
+        generate(tiny_roberta, story_tokenizer, seed=0, max_new_tokens=40, stride=31)
 
 
 def test_number_of_new_tokens_by_default_fits(writers: dict[str, Any]) -> None:
@@ -558,3 +601,56 @@ def test_model_without_tokenizer_is_refused(tiny_roberta: RobertaForMaskedLM, tm
     with pytest.raises(ValueError, match="`--checkpoint`.*tokenizer") as raised:
         load_generator(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+# Constraints
+
+
+@pytest.mark.parametrize(
+    ("constraints", "holds"),
+    [
+        (Constraints(regex=r"( [a-z]+){3,}\."), lambda text: re.fullmatch(r"( [a-z]+){3,}\.", text)),
+        (Constraints(banned_words=["the", "and", "a"]), lambda text: not re.search(r"\b(the|and|a)\b", text)),
+        (
+            Constraints(allowed_words=["the", "fox", "dog", "saw"]),
+            lambda text: set(re.findall(r"\w+", text)) <= {"the", "fox", "dog", "saw"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("asked", [{}, {"steps": 2}, {"sampling": "greedy", "steps": 3}, {"order": "random"}])
+def test_constraints_hold_in_every_sample(
+    tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any, constraints: Any, holds: Any, asked: dict[str, Any]
+) -> None:
+    output = generate(
+        tiny_roberta,
+        story_tokenizer,
+        ["One day", "Once upon a time, Mia"],
+        constraints=constraints,
+        num_return_sequences=10,
+        max_new_tokens=6,
+        seed=0,
+        **asked,
+    )
+    assert all(holds(sample.completion) for sample in output.samples)
+    alone = generate(
+        tiny_roberta,
+        story_tokenizer,
+        "One day",
+        constraints=constraints,
+        max_new_tokens=6,
+        seed=3,
+        batch_size=1,
+        **asked,
+    )
+    assert alone.samples[0] == output.samples[3]
+
+
+def test_constraints_that_no_text_can_keep_to_are_refused_before_anything_is_generated(
+    tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any
+) -> None:
+    asked: dict[str, Any] = {"constraints": Constraints(regex=" One day"), "seed": 0}
+    assert generate(tiny_roberta, story_tokenizer, max_new_tokens=2, **asked | {"constraints": None})
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        generate(tiny_roberta, story_tokenizer, "The", max_new_tokens=5, **asked)
+    with pytest.raises(ValueError, match="`constraints` hold for the whole text"):
+        generate(tiny_roberta, story_tokenizer, "The", max_new_tokens=50, **asked)

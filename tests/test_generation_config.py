@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, RobertaForMaskedLM
 
-from diffusion_mlm.generation_config import DEFAULTS, DiffusionGenerationConfig
+from diffusion_mlm.generation_config import DEFAULTS, PRESETS, DiffusionGenerationConfig
+from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.schedules import SCHEDULES
-from diffusion_mlm.unmasking import ORDERS, REMASKS
+from diffusion_mlm.unmasking import ORDERS
 
 OTHER_THAN_DEFAULT = {
     "schedule": "cosine",
@@ -22,7 +23,15 @@ OTHER_THAN_DEFAULT = {
     "steps": 7,
     "order": "margin",
     "order_noise": 0.5,
-    "remask": "renoise",
+    "min_gap": 2,
+    "defer_end": False,
+    "steps_per_token": 1.5,
+    "block_length": 16,
+    "temperature_end": 0.2,
+    "typical_p": 0.3,
+    "min_p": 0.2,
+    "remask": "remdm_cap",
+    "remask_eta": 0.3,
     "temperature": 0.7,
     "top_k": 12,
     "top_p": 0.5,
@@ -40,11 +49,18 @@ valid_settings = st.fixed_dictionaries(
     {},
     optional={
         "schedule": st.sampled_from(sorted(SCHEDULES)),
-        "sampling": st.sampled_from(["greedy", "topk", "nucleus"]),
+        "sampling": st.sampled_from(["greedy", "topk", "nucleus", "min_p", "typical"]),
+        "steps_per_token": st.floats(0.01, 100),
+        "block_length": st.none() | st.integers(1, 100),
+        "defer_end": st.booleans(),
+        "temperature_end": st.none() | st.floats(0, 10),
+        "min_p": st.floats(0, 1),
+        "typical_p": st.floats(0, 1, exclude_min=True),
+        "remask_eta": st.none() | st.floats(0, 0.1),
         "steps": st.none() | st.integers(1, 10**6),
         "order": st.sampled_from(ORDERS),
         "order_noise": st.floats(0, 1e6),
-        "remask": st.sampled_from(REMASKS),
+        "remask": st.sampled_from([rule for rule in REMASKS if rule != "low_confidence"]),
         "temperature": st.floats(0, 1e6),
         "top_k": st.integers(0, 10**6),
         "top_p": st.floats(0, 1, exclude_min=True),
@@ -113,10 +129,24 @@ def test_unknown_name_in_a_file_is_refused(tmp_path: Path) -> None:
         ("order", "backwards"),
         ("remask", "all"),
         ("order_from", "prefix"),
+        ("remask_eta", 2.0),
+        ("remask_t_on", 0.01),
+        ("adaptive", "sometimes"),
+        ("adaptive_bound", 0.5),
+        ("max_reveal", 4),
+        ("defer_end", "no"),
+        ("preset", "best"),
+        ("min_p", 1.5),
+        ("typical_p", 0.0),
+        ("temperature_end", -1.0),
+        *[("steps_per_token", value) for value in (0, -1.0, math.inf, "2", None)],
+        *[("block_length", value) for value in (0, 2.5, "all", True)],
+        *[("min_gap", value) for value in (-1, 1.5, None)],
         *[("steps", value) for value in (0, -1, 2.0, "3", True, math.nan)],
         *[("max_new_tokens", value) for value in (0, -5, 1.5, "8")],
         *[("num_return_sequences", value) for value in (0, None, 1.0)],
         *[("batch_size", value) for value in (0, None, "all")],
+        *[("stride", value) for value in (0, 1.5, "half")],
         *[("temperature", value) for value in (-0.1, math.nan, math.inf, "hot", None)],
         *[("top_p", value) for value in (0, 0.0, -0.5, 1.5, math.nan, None)],
         *[("top_k", value) for value in (-1, 2.5, None, True)],
@@ -132,7 +162,7 @@ def test_impossible_value_is_refused_by_name(name: str, value: object) -> None:
 def test_ranking_by_the_drawn_token_needs_the_order_confidence() -> None:
     with pytest.raises(ValueError, match="order_from.*confidence"):
         DiffusionGenerationConfig(order_from="sample", order="entropy")
-    assert DiffusionGenerationConfig(order_from="sample").order_from == "sample"
+    assert DiffusionGenerationConfig(order_from="sample", order="confidence").order_from == "sample"
 
 
 @pytest.mark.parametrize("sampling, expected", [("greedy", False), ("topk", True), ("nucleus", True)])
@@ -196,3 +226,40 @@ def test_a_roberta_that_carries_the_config_still_saves_and_loads(
     again = RobertaForMaskedLM.from_pretrained(tmp_path)
     assert again.num_parameters() == tiny_roberta.num_parameters()
     assert copy.deepcopy(tiny_roberta).generation_config == tiny_roberta.generation_config
+
+
+# Presets
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_is_its_settings_and_others_go_over_it(preset: str) -> None:
+    config = DiffusionGenerationConfig(preset=preset, top_k=7, batch_size=3)
+    assert values_of(config) == {**DEFAULTS, **PRESETS[preset], "top_k": 7, "batch_size": 3}
+
+
+def test_updating_by_a_preset_keeps_length_number_and_batch_size_only() -> None:
+    config = DiffusionGenerationConfig(order="random", max_new_tokens=9, num_return_sequences=2, batch_size=5)
+    greedy = config.updated(preset="greedy", steps=4)
+    assert values_of(greedy) == {
+        **DEFAULTS, **PRESETS["greedy"], "steps": 4, "max_new_tokens": 9, "num_return_sequences": 2, "batch_size": 5
+    }  # fmt: skip
+
+
+def test_a_file_holds_what_a_preset_stands_for(tmp_path: Path) -> None:
+    DiffusionGenerationConfig(preset="fast").save_pretrained(tmp_path)
+    assert "preset" not in json.loads((tmp_path / "generation_config.json").read_text())
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path).adaptive == "entropy_bound"
+
+
+@pytest.mark.parametrize(
+    "others", [{"remask": "renoise"}, {"steps": 9, "block_length": 4}, {"remask": "remdm_cap", "remask_eta": 0.1}]
+)
+def test_adaptive_counts_go_with_nothing_else_that_decides_counts(others: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="`adaptive` decides"):
+        DiffusionGenerationConfig(adaptive="threshold", **others)
+
+
+def test_the_bound_of_an_adaptive_rule_has_a_default_of_its_own() -> None:
+    bounds = {rule: DiffusionGenerationConfig(adaptive=rule).to_adaptive().bound for rule in ("threshold", "factor")}  # type: ignore[union-attr]
+    assert bounds == {"threshold": 0.9, "factor": 1.0}
+    assert DiffusionGenerationConfig(adaptive="threshold", adaptive_bound=0.5, max_reveal=3).to_adaptive().most == 3  # type: ignore[union-attr]

@@ -1,0 +1,77 @@
+"""Filling: a masked language model, canvases and settings go in, denoising steps come out."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
+
+from .canvas import Canvas, padding_id, training_facts
+from .denoising import DenoisingStep, OnStep, denoise
+from .denoising_step import Constraint
+from .generation_config import DiffusionGenerationConfig
+from .modeling import end_token_id, forbidden_token_ids, logits_at, require_mask_token, unwrap
+
+_PADDING = -1  # no token: a tokenizer's padding may be its end token too, which stands in text
+
+
+def fill_canvases(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    canvases: list[Canvas],
+    config: DiffusionGenerationConfig,
+    logits_processor: LogitsProcessorList | None = None,
+    on_step: OnStep | None = None,
+    constraint: Constraint | None = None,
+) -> Iterator[DenoisingStep]:
+    """The steps that fill a batch of canvases; beyond the end of a shorter one its row holds -1.
+
+    The model is put into evaluation mode, and stays there.
+    """
+    parameter = next(model.parameters(), None)
+    device = parameter.device if parameter is not None else getattr(model, "device", None)
+    mask_id, padding = require_mask_token(tokenizer, "tokenizer"), padding_id(tokenizer)
+    ids = torch.full((len(canvases), max(len(canvas.ids) for canvas in canvases)), _PADDING)
+    to_fill = torch.zeros(ids.shape, dtype=torch.bool)
+    may_end = torch.zeros_like(to_fill)
+    for row, canvas in enumerate(canvases):
+        ids[row, : len(canvas.ids)] = torch.tensor(canvas.ids)
+        to_fill[row, : len(canvas.ids)] = torch.tensor(canvas.to_fill)
+        may_end[row] = canvas.may_end
+
+    def predict_logits(canvas: Tensor, needed: Tensor) -> Tensor:
+        attended = canvas.ne(_PADDING)
+        inputs = {"input_ids": canvas.masked_fill(~attended, padding), "attention_mask": attended.long()}
+        return logits_at(model, needed, **inputs)
+
+    def edit_logits(canvas: Tensor, logits: Tensor) -> Tensor:
+        return logits_processor(canvas.masked_fill(canvas.eq(_PADDING), padding), logits)  # type: ignore[misc, arg-type]
+
+    model.eval()
+    vocab_size = getattr(getattr(unwrap(model), "config", None), "vocab_size", len(tokenizer))
+    writes_ends = bool(training_facts(model).get("generates_end"))
+    return denoise(
+        predict_logits,
+        ids.to(device),
+        to_fill.to(device),
+        mask_id=mask_id,
+        keys=torch.tensor([canvas.key for canvas in canvases]),
+        forbidden_ids=torch.tensor(forbidden_token_ids(tokenizer, writes_ends, vocab_size)),
+        sampling=config.to_sampling(),
+        steps=config.steps,
+        steps_per_token=config.steps_per_token,
+        schedule=config.schedule,
+        adaptive=config.to_adaptive(),
+        block_length=config.block_length,
+        order=config.order,
+        order_noise=config.order_noise,
+        order_from=config.order_from,  # type: ignore[arg-type]
+        min_gap=config.min_gap,
+        remask=config.to_remasking(),
+        end_id=end_token_id(tokenizer) if writes_ends else None,
+        may_end=may_end.to(device),
+        defer_end=config.defer_end,
+        edit_logits=edit_logits if logits_processor else None,
+        on_step=on_step,
+        constraint=constraint,
+    )
