@@ -8,12 +8,15 @@ __version__ = "0.1.0"
 # Public names and where they live. They are imported when first used, so that `import diffusion_mlm` and `--help` are
 # quick: transformers takes seconds.
 _EXPORTS = {
+    "Constraints": "constraints",
     "DataCollatorForMaskedDiffusion": "data_collator",
     "DiffusionGenerationConfig": "generation_config",
     "DiffusionGenerationOutput": "generation",
     "DiffusionTrainer": "trainer",
     "DiffusionTrainingArguments": "training_args",
+    "edit": "editing",
     "generate": "generation",
+    "infill": "infilling",
     "load_generator": "generation",
     "load_model": "modeling",
     "stream": "generation",
@@ -22,12 +25,15 @@ _EXPORTS = {
 __all__ = sorted([*_EXPORTS, "__version__"], key=str.casefold)
 
 if TYPE_CHECKING:
+    from .constraints import Constraints as Constraints
     from .data_collator import DataCollatorForMaskedDiffusion as DataCollatorForMaskedDiffusion
+    from .editing import edit as edit
     from .generation import DiffusionGenerationOutput as DiffusionGenerationOutput
     from .generation import generate as generate
     from .generation import load_generator as load_generator
     from .generation import stream as stream
     from .generation_config import DiffusionGenerationConfig as DiffusionGenerationConfig
+    from .infilling import infill as infill
     from .modeling import load_model as load_model
     from .trainer import DiffusionTrainer as DiffusionTrainer
     from .training_args import DiffusionTrainingArguments as DiffusionTrainingArguments

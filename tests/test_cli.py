@@ -21,15 +21,17 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, RobertaForMaskedLM
 
 from diffusion_mlm.cli import main, report_error
-from diffusion_mlm.cli.generate import CHOICES, GenerateArguments, default_checkpoint
+from diffusion_mlm.cli.generate import GenerateArguments
+from diffusion_mlm.cli.generation_settings import CHOICES, default_checkpoint
 from diffusion_mlm.cli.parsing import arguments_of_file
 from diffusion_mlm.errors import HubUnavailableError, NonFiniteLossError, NotAllowedError, OutputDirectoryError
 from diffusion_mlm.generation import generate, load_generator
-from diffusion_mlm.generation_config import DEFAULTS, DiffusionGenerationConfig
+from diffusion_mlm.generation_config import DEFAULTS, PRESETS, DiffusionGenerationConfig
+from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.sampling import NonFiniteLogitsError, SamplingMethod
 from diffusion_mlm.schedules import SCHEDULES
 from diffusion_mlm.tokenization import train_characters
-from diffusion_mlm.unmasking import ORDERS, REMASKS
+from diffusion_mlm.unmasking import ADAPTIVE_RULES, ORDERS
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,11 +56,11 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.fixture(scope="module")
 def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, _shared_roberta: RobertaForMaskedLM, story_tokenizer: Any
+    tmp_path_factory: pytest.TempPathFactory, shared_roberta: RobertaForMaskedLM, story_tokenizer: Any
 ) -> str:
     """A tiny generator of 32 story tokens in a directory."""
     directory = tmp_path_factory.mktemp("checkpoint")
-    _shared_roberta.save_pretrained(directory)
+    shared_roberta.save_pretrained(directory)
     story_tokenizer.save_pretrained(directory)
     DiffusionGenerationConfig(max_new_tokens=5).save_pretrained(directory)
     return str(directory)
@@ -108,7 +110,9 @@ def test_help_shows_defaults(run: Command, verb: str, default: str) -> None:
 
 def test_help_of_generate_tells_the_true_choices_and_defaults() -> None:
     assert {
+        "preset": list(PRESETS),
         "schedule": list(SCHEDULES),
+        "adaptive": list(ADAPTIVE_RULES),
         "sampling": list(get_args(SamplingMethod)),
         "order": list(ORDERS),
         "order_from": ["distribution", "sample"],
@@ -117,7 +121,7 @@ def test_help_of_generate_tells_the_true_choices_and_defaults() -> None:
     fields = GenerateArguments.__dataclass_fields__
     for name, value in DEFAULTS.items():
         text = fields["num_samples" if name == "num_return_sequences" else name].metadata["help"]
-        assert value is None or text.endswith(f"else {value})")
+        assert value is None or text.endswith(f"else {str(value).lower() if isinstance(value, bool) else value})")
     every: dict[str, Any] = {name: None for name in fields if name != "prefix"}
     assert set(GenerateArguments(**every | dict.fromkeys(DEFAULTS.keys() & fields.keys(), 1)).settings()) <= set(
         DEFAULTS
@@ -280,8 +284,8 @@ def test_wrong_use_of_generate_is_one_sentence_and_loads_nothing(
 @pytest.mark.parametrize(
     "argv, words",
     [
-        (["--top-k", "100000"], ("`top_k`", "100000", "325")),
-        (["--max-new-tokens", "40"], ("1 tokens", "40 more", "reads 31", "max_new_tokens=30")),
+        (["--top-k", "100000"], ("`top_k`", "100000", "364")),
+        (["--max-new-tokens", "40", "--stride", "31"], ("`stride`", "31", "room for 30")),
         (["--prefix", "One day " * 20], ("41 tokens", "reads 31")),
     ],
 )
@@ -317,7 +321,7 @@ def test_any_command_line_ends_in_a_documented_status_with_one_line(
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setattr("diffusion_mlm.cli.generate.default_checkpoint", lambda: checkpoint)
+        patch.setattr("diffusion_mlm.cli.generation_settings.default_checkpoint", lambda: checkpoint)
         status = main(["generate", *argv])
     err = capsys.readouterr().err
     assert status in (0, 2, 69, 74)

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 VERBS = {
     "train": "fine-tune a masked language model, or train one from scratch, as a generator",
     "generate": "write text by unmasking",
+    "infill": "fill the blanks of a text",
+    "edit": "write a share of a text anew",
 }
 
 
@@ -57,8 +59,12 @@ def _dispatch(argv: list[str]) -> int:
 def _run(verb: str, argv: list[str]) -> int:
     if verb == "train":
         from .train import run
-    else:
+    elif verb == "generate":
         from .generate import run
+    elif verb == "infill":
+        from .rewrite import run_infill as run
+    else:
+        from .rewrite import run_edit as run
     return run(argv)
 
 

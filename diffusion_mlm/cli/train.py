@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -55,6 +56,8 @@ def show_progress(args: TrainCommandArguments) -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO if args.process_index == 0 else logging.ERROR)
     transformers_logging.disable_progress_bar()  # of loading and saving files; training keeps its own
+    if args.process_index != 0:
+        datasets.disable_progress_bars()
 
 
 def train(model_args: ModelArguments, data_args: DataArguments, args: TrainCommandArguments) -> dict[str, float]:

@@ -1,0 +1,149 @@
+"""The options of `generate`, `infill` and `edit` that are settings of `DiffusionGenerationConfig`."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..hub_access import require_repository
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FINAL_MODEL = "results/final-model"
+
+# As in `schedules`, `sampling`, `unmasking`, `remasking` and `generation_config`: --help does not wait for torch.
+CHOICES = {
+    "preset": ["default", "quality", "fast", "greedy", "faithful", "guide"],
+    "schedule": ["linear", "cosine", "exponential", "maskgit"],
+    "adaptive": ["threshold", "factor", "entropy_bound"],
+    "sampling": ["greedy", "topk", "nucleus", "min_p", "typical"],
+    "order": ["random", "confidence", "margin", "entropy", "left_to_right"],
+    "order_from": ["distribution", "sample"],
+    "remask": [
+        "none",
+        "renoise",
+        "low_confidence",
+        "remdm_cap",
+        "remdm_rescale",
+        "remdm_conf",
+        "remdm_loop",
+    ],
+}
+
+
+def setting(name: str, help_text: str, default: str) -> Any:
+    """A setting of `DiffusionGenerationConfig`: left out, the checkpoint decides, and if it is silent, `default`."""
+    metadata: dict[str, Any] = {"help": f"{help_text} (default: the checkpoint's, else {default})"}
+    return field(default=None, metadata=metadata | ({"choices": CHOICES[name]} if name in CHOICES else {}))
+
+
+@dataclass
+class GenerationSettings:
+    """How text is generated; settings left out are those of the checkpoint's generation_config.json."""
+
+    checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Directory or Hub id. (default: {FINAL_MODEL} if it exists, else the package's story generator)"
+        },
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={"help": "Settings to start from; others go over them.", "choices": CHOICES["preset"]},
+    )
+    schedule: str | None = setting("schedule", "How the masked share falls over the steps.", "linear")
+    steps: int | None = setting("steps", "Denoising steps.", "--steps-per-token for each")
+    steps_per_token: float | None = setting("steps_per_token", "Above 1 of use with --remask only.", "1.0")
+    adaptive: str | None = setting("adaptive", "Reveal as many as the model is sure of.", "off")
+    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0 or 0.5")
+    max_reveal: int | None = setting("max_reveal", "Of --adaptive: the most in one step.", "unlimited")
+    block_length: int | None = setting("block_length", "Finish so many tokens before the next ones.", "off")
+    order: str | None = setting("order", "What is revealed first.", "entropy")
+    order_noise: float | None = setting("order_noise", "Gumbel noise on the order, annealed to 0.", "0.0")
+    order_from: str | None = setting("order_from", "Rank positions before or after tokens are drawn.", "distribution")
+    min_gap: int | None = setting("min_gap", "Least distance of positions revealed together.", "0")
+    defer_end: bool | None = setting("defer_end", "Do not reveal ends of text first.", "true")
+    sampling: str | None = setting("sampling", "How a token is chosen.", "nucleus")
+    temperature: float | None = setting("temperature", "Below 1 safer, above 1 wilder; 0 is greedy.", "1.0")
+    temperature_end: float | None = setting("temperature_end", "Where the temperature goes to.", "--temperature")
+    top_k: int | None = setting("top_k", "Of --sampling topk: candidates; 0 is off.", "50")
+    top_p: float | None = setting("top_p", "Of --sampling nucleus: probability kept, in (0, 1].", "0.9")
+    min_p: float | None = setting("min_p", "Of --sampling min_p: share of the best one's probability.", "0.05")
+    typical_p: float | None = setting("typical_p", "Of --sampling typical: probability kept, in (0, 1].", "0.9")
+    remask: str | None = setting("remask", "What is masked again.", "none")
+    remask_eta: float | None = setting("remask_eta", "Strength of the remdm rules, in [0, 1].", "the rule's own")
+    remask_t_on: float | None = setting("remask_t_on", "Of --remask remdm_loop: where it begins.", "0.55")
+    remask_t_off: float | None = setting("remask_t_off", "Of --remask remdm_loop: where it ends.", "0.05")
+    remask_alpha_on: float | None = setting("remask_alpha_on", "Of --remask remdm_loop: share visible in it.", "0.9")
+    num_samples: int | None = setting("num_return_sequences", "Samples per text.", "1")
+    batch_size: int | None = setting("batch_size", "Rows per call of the model; the text is the same.", "64")
+    seed: int | None = field(
+        default=None, metadata={"help": "Sample j of a text uses seed + j. (default: a new one, shown)"}
+    )
+    output_format: str = field(
+        default="text", metadata={"help": "json prints one object a line.", "choices": ["text", "json"]}
+    )
+    trust_remote_code: bool = field(default=False, metadata={"help": "Let code in the repository run."})
+
+    def __post_init__(self) -> None:
+        if self.num_samples is not None and self.num_samples < 1:
+            raise ValueError(f"`--num-samples` must be a whole number of at least 1, not {self.num_samples}.")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise ValueError(f"`--seed` must be a whole number in [0, 2**32), not {self.seed}.")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings of `DiffusionGenerationConfig` that were given."""
+        others = ("checkpoint", "seed", "output_format", "trust_remote_code")
+        names = {of.name for of in dataclasses.fields(GenerationSettings)} - set(others)
+        names |= {"max_new_tokens", "stride"}  # of those verbs that have them
+        given = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
+        given["num_return_sequences"] = given.pop("num_samples")
+        return {name: value for name, value in given.items() if value is not None}
+
+    def checkpoint_to_load(self) -> str:
+        """The checkpoint, once settings and repository have been found possible; nothing heavy is loaded.
+
+        Raises:
+            ValueError: a setting is impossible, or the checkpoint is not there.
+        """
+        from ..generation_config import DiffusionGenerationConfig
+
+        DiffusionGenerationConfig(**self.settings())
+        checkpoint = self.checkpoint if self.checkpoint is not None else default_checkpoint()
+        require_repository(checkpoint, "model", "--checkpoint")
+        return checkpoint
+
+
+def default_checkpoint() -> str:
+    """What `generate` takes when no checkpoint is named."""
+    from ..checkpoints import STORIES_GENERATOR
+
+    return FINAL_MODEL if (Path(FINAL_MODEL) / "config.json").is_file() else STORIES_GENERATOR
+
+
+def load(args: GenerationSettings) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The generator that the options name, on the GPU if there is one."""
+    checkpoint = args.checkpoint_to_load()
+
+    import torch
+    from transformers.utils import logging as transformers_logging
+
+    from ..generation import load_generator
+
+    transformers_logging.disable_progress_bar()  # of the weights; it silences every bar of the Hub's library too
+    model, tokenizer = load_generator(checkpoint, trust_remote_code=args.trust_remote_code)
+    transformers_logging.enable_progress_bar()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    return model, tokenizer
+
+
+def require_text(text: str, argument: str) -> None:
+    """Raises ValueError for what no encoding can hold, which a terminal may pass on."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"`{argument}` is {text!r}, which is no valid text at character {error.start} (a lone surrogate, or a "
+            f"byte outside the encoding of the terminal). Remove it."
+        ) from None
