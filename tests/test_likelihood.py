@@ -33,9 +33,9 @@ def toy_logits(input_ids, rows):
 
 def test_the_bound_of_the_exact_denoiser_is_the_exact_log_probability():
     """With exact conditionals every order of unmasking gives log p, so the bound is tight, row by row."""
-    ids, maskable = stories(48)
+    ids, maskable = stories(96)
     nats = bound_of_rows(exact_denoiser(), ids, maskable, mask_id=MASK, end_id=END, draws=16).nats
-    exact = -story_language.log_prob(story_language.sample(48, seed=0))
+    exact = -story_language.log_prob(story_language.sample(96, seed=0))
     difference = nats - exact
     error = difference.std() / len(difference) ** 0.5
     assert abs(difference.mean()) < 3 * error
@@ -48,24 +48,29 @@ def test_a_worse_model_has_a_worse_bound():
     exact = exact_denoiser()
     right = bound_of_rows(exact, ids, maskable, mask_id=MASK).nats.sum()
     worse = bound_of_rows(
-        lambda ids, rows: torch.log(exact(ids, rows).softmax(-1) / 2 + 0.5 / 325), ids, maskable, mask_id=MASK
+        lambda ids, rows: torch.log(exact(ids, rows).softmax(-1) / 2 + 0.5 / len(TOKENIZER)),
+        ids,
+        maskable,
+        mask_id=MASK,
     ).nats.sum()
     assert 1.2 * right < worse < right + 0.7 * maskable.sum()
 
 
 def test_a_uniform_model_costs_the_logarithm_of_the_vocabulary_for_every_token():
     ids, maskable = stories(5)
-    bounds = bound_of_rows(lambda ids, rows: torch.zeros(int(rows.sum()), 325), ids, maskable, mask_id=MASK, draws=3)
-    expected = torch.log(torch.tensor(325.0, dtype=torch.float64)) * maskable.sum(-1)
+    bounds = bound_of_rows(
+        lambda ids, rows: torch.zeros(int(rows.sum()), len(TOKENIZER)), ids, maskable, mask_id=MASK, draws=3
+    )
+    expected = torch.log(torch.tensor(len(TOKENIZER), dtype=torch.float64)) * maskable.sum(-1)
     torch.testing.assert_close(bounds.nats, expected, rtol=1e-6, atol=0)
 
 
 def test_forbidden_tokens_have_no_probability():
     ids, maskable = stories(3)
     forbidden = torch.tensor([MASK, PAD])
-    uniform = lambda ids, rows: torch.zeros(int(rows.sum()), 325)  # noqa: E731
+    uniform = lambda ids, rows: torch.zeros(int(rows.sum()), len(TOKENIZER))  # noqa: E731
     bounds = bound_of_rows(uniform, ids, maskable, mask_id=MASK, forbidden_ids=forbidden, draws=2)
-    expected = torch.log(torch.tensor(323.0, dtype=torch.float64)) * maskable.sum(-1)
+    expected = torch.log(torch.tensor(len(TOKENIZER) - 2, dtype=torch.float64)) * maskable.sum(-1)
     torch.testing.assert_close(bounds.nats, expected, rtol=1e-6, atol=0)
 
 
