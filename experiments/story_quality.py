@@ -3,8 +3,8 @@
     python experiments/story_quality.py --checkpoint results/final-model --output results/story_quality.json
 
 Prints and writes the likelihood bound next to the exact entropy, the share of generated stories that the grammar
-accepts, and their mean exact log-probability. A perfect generator has every story accepted *and* a mean
-log-probability per token of minus the entropy: greedy text is accepted too, but far too probable.
+accepts and of those whose middle was filled in anew, and the mean exact log-probability per token. A perfect generator
+has every story accepted *and* that mean equal to minus the entropy: greedy text is accepted too, but far too probable.
 """
 
 import json
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from diffusion_mlm import generate, load_generator, story_language
+from diffusion_mlm import generate, infill, load_generator, story_language
 from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
@@ -94,19 +94,40 @@ def story_samples(
         "valid_share": float(accepted.double().mean()),
         "mean_exact_logprob_per_token": mean,  # of the accepted stories
         "num_distinct": len(set(output.texts)),
+        "distinct_3": distinct_ngrams(output.texts, 3),
         "num_samples": num_samples,
-        "forwards_per_sample": output.samples[0].num_forwards,
+        "forwards_per_sample": sum(sample.num_forwards for sample in output.samples) / num_samples,
         "seconds_per_sample": seconds / num_samples,
         "samples": output.texts[:4],
     }
 
 
+def distinct_ngrams(texts: list[str], n: int) -> float:
+    """Different n-grams of words among all n-grams of all texts."""
+    words = [text.split() for text in texts]
+    ngrams = [tuple(of_text[i : i + n]) for of_text in words for i in range(len(of_text) - n + 1)]
+    return len(set(ngrams)) / max(len(ngrams), 1)
+
+
+def story_infills(model: nn.Module, tokenizer: PreTrainedTokenizerBase, num_samples: int, seed: int) -> dict[str, Any]:
+    """The middle half of held-out stories filled in again: how many of them the grammar still accepts."""
+    templates = []
+    for story in story_language.sample(num_samples, HELD_OUT_SEED + 1):
+        tokens = story_language.automaton.split_text(story)
+        first, last = len(tokens) // 4, 3 * len(tokens) // 4
+        templates.append("".join([*tokens[:first], f" <mask:{last - first}>", *tokens[last:]])[1:])
+    texts = [sample.text for sample in infill(model, tokenizer, templates, seed=seed)]
+    valid = torch.isfinite(story_language.log_prob(texts))
+    return {"infill_valid_share": float(valid.double().mean()), "infill_samples": texts[:2]}
+
+
 def story_quality(checkpoint: str, num_stories: int, draws: int, num_samples: int, seed: int) -> dict[str, Any]:
-    """Both figures of a checkpoint."""
+    """All figures of a checkpoint."""
     model, tokenizer = load_generator(checkpoint)
     return {
         **story_bound(model, tokenizer, num_stories, draws),
         **story_samples(model, tokenizer, num_samples, seed),
+        **story_infills(model, tokenizer, num_samples, seed),
     }
 
 

@@ -41,6 +41,7 @@ def test_infill_prints_what_infill_returns(
     expected = infill(shared_roberta, story_tokenizer, ["One <mask> day", "The <mask:2>."], seed=3)
     assert status == 0 and out == f"{expected[0].text}\n\n{expected[1].text}\n"
     assert run("infill", "--text", "One <mask> day", "The <mask:2>.", "--seed", 3)[1] == out
+    assert run("infill", "--seed", 3, "One <mask> day", "The <mask:2>.")[1] == out
 
 
 def test_edit_prints_what_edit_returns(

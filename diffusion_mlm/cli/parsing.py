@@ -17,10 +17,11 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def parse(dataclasses: list[type], argv: list[str], prog: str) -> tuple[Any, ...]:
+def parse(dataclasses: list[type], argv: list[str], prog: str, positional: str | None = None) -> tuple[Any, ...]:
     """Builds the dataclasses from `argv` and the file that `--config` names; arguments win over the file.
 
-    Values of the file go through the same parser as arguments, so that both are checked alike.
+    Values of the file go through the same parser as arguments, so that both are checked alike. `positional` names the
+    option, of several values, that words without one belong to.
 
     Raises:
         ValueError: an unknown name (near ones are listed), a file that is missing or no YAML mapping, or whatever the
@@ -39,6 +40,11 @@ def parse(dataclasses: list[type], argv: list[str], prog: str) -> tuple[Any, ...
     try:
         config_file, _ = _config_parser().parse_known_args(argv)
         from_file = arguments_of_file(config_file.config) if config_file.config else []
+        if positional is not None:
+            loose = [word for word in parser.parse_known_args(from_file + argv)[1] if not word.startswith("-")]
+            for word in loose:
+                argv = [*argv[: argv.index(word)], *argv[argv.index(word) + 1 :]]
+            argv = [*argv, f"--{positional}", *loose] if loose else argv
         *parsed, remaining = parser.parse_args_into_dataclasses(
             args=from_file + argv, return_remaining_strings=True, look_for_args_file=False
         )

@@ -55,7 +55,7 @@ def _require_texts(texts: list[str], verb: str) -> None:
 
 def run_infill(argv: list[str]) -> int:
     """Runs `infill` with these arguments and returns the exit status 0; errors are raised."""
-    (args,) = parse([InfillArguments], _with_text(argv), "infill")
+    (args,) = parse([InfillArguments], argv, "infill", positional="text")
     model, tokenizer = load(args)
 
     from ..infilling import infill
@@ -67,18 +67,13 @@ def run_infill(argv: list[str]) -> int:
 
 def run_edit(argv: list[str]) -> int:
     """Runs `edit` with these arguments and returns the exit status 0; errors are raised."""
-    (args,) = parse([EditArguments], _with_text(argv), "edit")
+    (args,) = parse([EditArguments], argv, "edit", positional="text")
     model, tokenizer = load(args)
 
     from ..editing import edit
 
     options = {"strength": args.strength, "protect": args.protect, **args.settings()}
     return _print(args, lambda seed: edit(model, tokenizer, args.text, seed=seed, **options))
-
-
-def _with_text(argv: list[str]) -> list[str]:
-    """Lets the texts stand without `--text` at the front: `infill "The <mask> sat."`."""
-    return ["--text", *argv] if argv and not argv[0].startswith("-") else argv
 
 
 def _print(args: GenerationSettings, make: Callable[[int], "Sequence[InfilledText | EditedText]"]) -> int:
