@@ -16,7 +16,7 @@ from diffusion_mlm.constraints import Constraints, compile_constraints, completi
 from diffusion_mlm.randomness import fold_in, make_key, uniform
 from diffusion_mlm.tokenization import encode_text, train_bpe, train_characters
 
-ROBERTA = Path("/work/shared/data/roberta-tokenizer")
+ROBERTA = Path(__file__).parents[2] / "shared" / "data" / "roberta-tokenizer"
 quietly = settings(deadline=None, derandomize=True, database=None, max_examples=200)
 
 
@@ -291,7 +291,7 @@ def test_prefixes_that_change_nothing_share_one_automaton(story_tokenizer):
     assert one is same is other and one is not empty  # at the very start the decoder drops a space
 
 
-@pytest.mark.skipif(not ROBERTA.is_dir(), reason="the tokenizer of roberta-base is not in /work/shared/data")
+@pytest.mark.skipif(not ROBERTA.is_dir(), reason="the tokenizer of roberta-base is not beside the project")
 def test_the_real_roberta_tokenizer_works_with_a_hundred_banned_words():
     mask: Any = AddedToken("<mask>", lstrip=True, special=True)
     tokenizer: Any = RobertaTokenizerFast(str(ROBERTA / "vocab.json"), str(ROBERTA / "merges.txt"), mask_token=mask)
