@@ -56,6 +56,14 @@ def closing_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[in
     return [end for end in [end_token_id(tokenizer)] if packed and end >= 0]
 
 
+def closing_of_whole_text(model: nn.Module, tokenizer: PreTrainedTokenizerBase, num_ids: int) -> list[int]:
+    """What stands visible behind a text of `num_ids` ids that is over: as in training, ends up to the row's length."""
+    facts = training_facts(model)
+    if not facts.get("generates_end"):
+        return closing_ids(model, tokenizer)
+    return [end_token_id(tokenizer)] * max(int(facts.get("row_length", 0)) - num_ids, 1)
+
+
 def encode_prefix(tokenizer: PreTrainedTokenizerBase, prefix: object, place: int) -> list[int]:
     if not isinstance(prefix, str):
         raise ValueError(f"`prefixes[{place}]` must be a string, not {type(prefix).__name__}.")

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from .canvas import Canvas, closing_ids, training_facts, without_start
+from .canvas import Canvas, closing_of_whole_text, without_start
 from .filling import fill_canvases
 from .generation import resolve_config, resolve_seed
 from .generation_config import DiffusionGenerationConfig
-from .modeling import context_length, end_token_id, unwrap
+from .modeling import context_length, unwrap
 from .randomness import make_key, uniform
 from .tokenization import boundary_token_ids, decode_text
 
@@ -151,10 +151,7 @@ def _make_job(
     ranking = sorted(range(len(free)), key=lambda index: noise[index])
     chosen = {free[index] for index in ranking[: math.ceil(strength * len(free) - 1e-9)]}
     start, _ = boundary_token_ids(tokenizer)
-    closing = closing_ids(model, tokenizer)
-    facts = training_facts(model)
-    if facts.get("generates_end"):  # such rows are filled up with visible ends
-        closing = [end_token_id(tokenizer)] * max(int(facts.get("row_length", 0)) - len(ids) - 1, 1)
+    closing = closing_of_whole_text(model, tokenizer, 1 + len(ids))
     limit = context_length(unwrap(model), tokenizer)
     if 1 + len(ids) + len(closing) > limit:
         raise ValueError(

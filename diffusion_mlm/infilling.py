@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from .canvas import Canvas, closing_ids, training_facts, without_start
+from .canvas import Canvas, closing_of_whole_text, training_facts, without_start
 from .evaluation.likelihood import bound_of_rows
 from .filling import fill_canvases
 from .generation import resolve_config, resolve_seed
@@ -189,10 +189,7 @@ def _make_candidate(
             new = encode_continuation(tokenizer, literal) if place > 0 else encode_text(tokenizer, literal)
         ids += new
         to_fill += [isinstance(piece, Blank)] * len(new)
-    facts = training_facts(model)
-    closing = closing_ids(model, tokenizer)
-    if facts.get("generates_end"):  # such rows are filled up with visible ends
-        closing = [end_token_id(tokenizer)] * max(int(facts.get("row_length", 0)) - len(ids), 1)
+    closing = closing_of_whole_text(model, tokenizer, len(ids))
     limit = context_length(unwrap(model), tokenizer)
     if len(ids) + len(closing) > limit:
         raise ValueError(
