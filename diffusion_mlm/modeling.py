@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
 
 from .hub_access import require_repository
+from .initialization import start_at_neighbors, start_by_copying
 from .tokenization import special_token_ids
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def preset_config(
 def build_model(config: Any, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
     """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
 
-    RoBERTa starts with attention that copies, see `_start_by_copying`. Without `attn_implementation` the model class
+    RoBERTa starts with attention that copies and sees its neighbours, see `initialization`. Without `attn_implementation` the model class
     decides: the fused kernel where it has one (DeBERTa has none).
     """
     with torch.random.fork_rng(devices=[]):
@@ -71,23 +72,10 @@ def build_model(config: Any, seed: int = 0, attn_implementation: str | None = No
             copy.deepcopy(config), attn_implementation=attn_implementation, dtype=torch.float32
         )
         if config.model_type == "roberta":
-            _start_by_copying(model)
+            start_by_copying(model)
+            start_at_neighbors(model)
     _switch_off_token_dropout(model)
     return model
-
-
-@torch.no_grad()
-def _start_by_copying(model: PreTrainedModel) -> None:
-    """Starts every attention layer by adding what it attends to, unchanged: value, then output, is the identity.
-
-    Trained language models come to look like this (Trockman and Kolter 2023, arXiv:2305.09828, section 3). A masked
-    model must fill a blank with a word from elsewhere in the text (a name, a thing that recurs); with the usual
-    start it first has to find out how to move a word from one place to another, which takes thousands of steps.
-    """
-    for layer in model.base_model.encoder.layer:  # type: ignore[union-attr]
-        value, output = layer.attention.self.value.weight, layer.attention.output.dense.weight
-        nn.init.orthogonal_(value)
-        output.copy_(value.T)
 
 
 @torch.no_grad()

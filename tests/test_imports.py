@@ -35,6 +35,7 @@ TEXT_AND_MODELS = (
     "packing",
     "text_files",
     "tokenization",
+    "initialization",
     "modeling",
     "story_language",
 )

@@ -1,0 +1,58 @@
+"""First weights of a RoBERTa from scratch: what every trained one has found out, given at the start.
+
+A masked model of text must move words (a name that recurs fills a blank) and must know what stands beside a blank. With
+the usual random start it finds out neither for thousands of steps, and until then predicts word frequencies.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def start_by_copying(model: PreTrainedModel) -> None:
+    """Starts every attention layer by adding what it attends to, unchanged: value, then output, is the identity.
+
+    Trained language models come to look like this (Trockman and Kolter 2023, arXiv:2305.09828, section 3).
+    """
+    for layer in model.base_model.encoder.layer:  # type: ignore[union-attr]  # RoBERTa's, which mypy does not know
+        value, output = layer.attention.self.value.weight, layer.attention.output.dense.weight
+        nn.init.orthogonal_(value)
+        output.copy_(value.T)
+
+
+@torch.no_grad()
+def start_at_neighbors(model: PreTrainedModel, peak: float = 10.0) -> None:
+    """Starts the heads of the first layer by attending one place to the left, one to the right, two to the left, ...
+
+    Position i is embedded as the sines and cosines of `w_k i` in the first dimensions, as many as a head has, where
+    words start at 0. There the key is the identity and the query of a head turns each pair by `w_k` times its offset,
+    so that a score is `sum_k cos(w_k (i + offset - j))`: high at j = i + offset alone, because the frequencies `w_k` are
+    spread over (0, pi), one drawn from each of K equal parts (even spacing would repeat the peak every 2 K places).
+    Sinusoids are those of Vaswani et al. 2017, section 3.5, where it is said that a linear map shifts them.
+
+    Args:
+        model: a RoBERTa, with the usual start.
+        peak (`float`): the score of a head's place before the softmax; the others have 0 on average.
+    """
+    config, embeddings = model.config, model.base_model.embeddings  # type: ignore[union-attr]
+    table, words = embeddings.position_embeddings.weight, embeddings.word_embeddings.weight  # type: ignore[union-attr]
+    width = config.hidden_size // config.num_attention_heads
+    half = width // 2
+    sharpness = math.sqrt(peak / math.sqrt(half / 2))  # a score is a sum over `half` pairs, divided by sqrt(2 half)
+    frequency = math.pi * (torch.arange(half) + torch.rand(half)).double() / half
+    angle = torch.arange(len(table)).double().unsqueeze(-1) * frequency
+    table.zero_()
+    table[:, : 2 * half] = math.sqrt(2) * config.initializer_range * torch.cat([angle.sin(), angle.cos()], -1).float()
+    table[config.pad_token_id] = 0
+    words[:, : 2 * half] = 0
+    attention = model.base_model.encoder.layer[0].attention.self  # type: ignore[union-attr, index]
+    for head in range(config.num_attention_heads):
+        offset = (head // 2 + 1) * (1 if head % 2 else -1)
+        cos, sin = ((f(frequency * offset)).float().diag() for f in (torch.cos, torch.sin))
+        turn = torch.cat([torch.cat([cos, sin], -1), torch.cat([-sin, cos], -1)])  # sin(a + b), cos(a + b)
+        rows = slice(head * width, head * width + 2 * half)
+        attention.query.weight[rows, : 2 * half] = sharpness * turn
+        attention.key.weight[rows, : 2 * half] = sharpness * torch.eye(2 * half)
