@@ -48,14 +48,15 @@ def story_bound(
     """The bound on held-out stories in nats per token, its standard error over stories, and the exact value."""
     ids = story_language.sample_ids(num_stories, HELD_OUT_SEED)
     vocab_size: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-    forbidden = torch.tensor(forbidden_token_ids(tokenizer, generates_end=True, vocab_size=vocab_size))
+    device = next(model.parameters()).device
+    forbidden = torch.tensor(forbidden_token_ids(tokenizer, True, vocab_size), device=device)
 
     def predict_logits(input_ids: Tensor, rows: Tensor) -> Tensor:
         return logits_at(model, rows, input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
 
     model.eval()
     nats, tokens = [], []
-    for rows in ids.split(batch_size):
+    for rows in ids.to(device).split(batch_size):
         bounds = bound_of_rows(
             predict_logits,
             rows,
@@ -67,7 +68,7 @@ def story_bound(
         )
         nats.append(bounds.nats)
         tokens.append(bounds.num_tokens)
-    total_nats, total_tokens = torch.cat(nats), torch.cat(tokens)
+    total_nats, total_tokens = torch.cat(nats).cpu(), torch.cat(tokens).cpu()
     exact = -story_language.log_prob(story_language.sample(num_stories, HELD_OUT_SEED))
     per_token = float(total_nats.sum() / total_tokens.sum())
     return {
@@ -124,6 +125,7 @@ def story_infills(model: nn.Module, tokenizer: PreTrainedTokenizerBase, num_samp
 def story_quality(checkpoint: str, num_stories: int, draws: int, num_samples: int, seed: int) -> dict[str, Any]:
     """All figures of a checkpoint."""
     model, tokenizer = load_generator(checkpoint)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     return {
         **story_bound(model, tokenizer, num_stories, draws),
         **story_samples(model, tokenizer, num_samples, seed),

@@ -1,0 +1,88 @@
+"""What holds on a CPU holds on a GPU: the masks, the loss, resuming, the text. Skipped where there is none."""
+
+import pytest
+import torch
+
+from diffusion_mlm import DiffusionTrainer, DiffusionTrainingArguments, generate, load_generator, story_language
+from diffusion_mlm.checkpoints import STORIES_GENERATOR, STORIES_MLM
+from diffusion_mlm.corruption import ForwardProcess
+from diffusion_mlm.modeling import load_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+TOKENIZER = story_language.tokenizer()
+
+
+def train(directory, use_cpu=False, bf16=False, resume_from=None, optim="muon", stop_after=None):
+    rows = [{"input_ids": row} for row in story_language.sample_ids(64, seed=5).tolist()]
+    args = DiffusionTrainingArguments(
+        str(directory),
+        use_cpu=use_cpu,
+        bf16=bf16,
+        per_device_train_batch_size=8,
+        max_steps=6,
+        learning_rate=1e-3,
+        optim=optim,
+        logging_steps=1,
+        save_strategy="steps",
+        save_steps=3,
+        eval_draws=2,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=not use_cpu,
+        full_determinism=not use_cpu,
+    )
+    args.mask_end_token = True
+    trainer = DiffusionTrainer(
+        load_model(STORIES_MLM), args, processing_class=TOKENIZER, train_dataset=rows, eval_dataset=rows[:16]
+    )
+    trainer.train(resume_from_checkpoint=resume_from)
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    weights = {name: value.cpu() for name, value in trainer.model.state_dict().items()}
+    return losses, weights, trainer.evaluate()["eval_loss"]
+
+
+def test_masks_are_those_of_the_cpu():
+    process = ForwardProcess(int(TOKENIZER.mask_token_id), prefix_length="random")
+    clean, keys = story_language.sample_ids(16, seed=1), torch.arange(16)
+    t = process.times(7, keys, 16)
+    here = process(clean, clean.ne(0), keys, t)
+    there = process(clean.cuda(), clean.ne(0).cuda(), keys.cuda(), t.cuda())
+    assert torch.equal(here.input_ids, there.input_ids.cpu())
+
+
+def test_a_float32_run_has_the_losses_of_the_cpu(tmp_path):
+    here, _, bound_here = train(tmp_path / "cpu", use_cpu=True, optim="adamw_torch_fused")
+    there, _, bound_there = train(tmp_path / "gpu", optim="adamw_torch_fused")
+    assert there == pytest.approx(here, rel=1e-3)
+    assert bound_there == pytest.approx(bound_here, rel=1e-3)
+
+
+def test_bf16_autocast_trains_float32_weights_to_nearly_the_same_losses(tmp_path):
+    exact, _, _ = train(tmp_path / "float32")
+    rounded, weights, _ = train(tmp_path / "bf16", bf16=True)
+    assert all(value.dtype == torch.float32 for value in weights.values() if value.is_floating_point())
+    assert rounded == pytest.approx(exact, rel=2e-2)
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    _, unbroken, _ = train(tmp_path / "run", bf16=True)
+    _, resumed, _ = train(tmp_path / "run", bf16=True, resume_from=str(tmp_path / "run" / "checkpoint-3"))
+    assert all(torch.equal(value, resumed[name]) for name, value in unbroken.items())
+
+
+def test_greedy_text_is_that_of_the_cpu():
+    model, tokenizer = load_generator(STORIES_GENERATOR)
+    prefixes = ["Once upon a time, Mia", "", "A clever boy named Ben"]
+    settings = {"preset": "greedy", "seed": 0}
+    here = generate(model, tokenizer, prefixes, **settings).texts
+    assert generate(model.cuda(), tokenizer, prefixes, **settings).texts == here
+
+
+@pytest.mark.parametrize("settings", [{}, {"remask": "remdm_conf", "steps": 40}, {"adaptive": "threshold"}])
+def test_a_row_does_not_depend_on_its_batch_and_a_seed_gives_the_same_text(settings):
+    model, tokenizer = load_generator(STORIES_GENERATOR)
+    model.cuda()
+    together = generate(model, tokenizer, "Once upon a time", num_return_sequences=4, seed=3, **settings).texts
+    alone = [generate(model, tokenizer, "Once upon a time", seed=3 + j, **settings).texts[0] for j in range(4)]
+    assert together == alone
