@@ -4,12 +4,13 @@
     python benchmarks/training.py --shape base --length 512 --batch-size 32 --bf16   # on a GPU
 
 Both train the same weights on the same rows, masked by the same rule, with the same optimizer (fused AdamW), through
-`trainer.train()`; a step is what lies between two `on_step_end`. The variants take turns, the baseline under two names:
-the ratio of these two is what noise does, and nothing below it is a difference. `x_floor` is the time of a step over
-that of its matrix products at the best rate the machine reached in the same run. Before anything is timed, the logits
-of masked rows must equal the full ones there.
+`trainer.train()`; a step is what lies between two `on_step_end`. The variants take turns, the baseline under two
+names: the ratio of these two is what noise does, and nothing below it is a difference. `x_floor` is the time of a step
+over that of its matrix products at the best rate the machine reached in the same run. Before anything is timed, the
+logits of masked rows must equal the full ones there.
 """
 
+import itertools
 import json
 import os
 import platform
@@ -82,7 +83,7 @@ class StepClock(TrainerCallback):
         """Milliseconds of a step: wall clock, and all threads of the process."""
         both = []
         for times in (self.wall, self.cpu):
-            spans = [after - before for before, after in zip(times, times[1:], strict=False)][WARM_UP - 1 :]
+            spans = [after - before for before, after in itertools.pairwise(times)][WARM_UP - 1 :]
             both.append(1000 * statistics.median(spans))
         return both[0], both[1]
 

@@ -1,15 +1,17 @@
-"""Every order with every remasking rule at several numbers of steps, on the stories, whose truth is known.
+"""Every order with every remasking rule at several numbers of steps: on the stories, whose truth is known, or on text.
 
     python experiments/generation_grid.py --output results/generation_grid.json
+    python experiments/generation_grid.py --checkpoint DIR --judge DIR --eval-file held_out.txt --max-new-tokens 64
 
-Per setting: the share of generated stories that the grammar accepts, their mean exact log-probability per token (a
-faithful sampler has minus the entropy of the language, a collapsed one is far above), distinct 3-grams and forwards.
-Writes JSON and, beside it, the same as a Markdown table.
+Per setting of the story model: the share of generated stories that the grammar accepts, their mean exact
+log-probability per token (a faithful sampler has minus the entropy of the language, a collapsed one is far above),
+distinct 3-grams and forwards. With a judge: see `text_quality`. Writes JSON and, beside it, a Markdown table.
 """
 
 import json
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.unmasking import ORDERS
 
 sys.path.insert(0, str(Path(__file__).parent))
-from story_quality import story_samples  # a neighbour, not a package
+from story_quality import story_samples  # neighbours, not packages
+from text_quality import COLUMNS as TEXT_COLUMNS
+from text_quality import TextQuality
 
 
 @dataclass
@@ -34,12 +38,16 @@ class GridArguments:
     steps: list[int] = field(
         default_factory=lambda: [8, 16, 32, 64, story_language.BLOCK_LENGTH - 1], metadata={"help": "Steps."}
     )
-    num_samples: int = field(default=64, metadata={"help": "Stories per setting."})
+    num_samples: int = field(default=64, metadata={"help": "Texts per setting."})
+    judge: str | None = field(default=None, metadata={"help": "For real text: a causal model, see text_quality."})
+    eval_file: str | None = field(default=None, metadata={"help": "For real text: held-out text to compare with."})
+    prefix: str = field(default="", metadata={"help": "For real text: what every sample begins with."})
+    max_new_tokens: int | None = field(default=None, metadata={"help": "For real text: length of a sample."})
     seed: int = field(default=0, metadata={"help": "Of the samples."})
     output: str = field(default="results/generation_grid.json", metadata={"help": "JSON file to write."})
 
 
-COLUMNS = ("valid_share", "mean_exact_logprob_per_token", "distinct_3", "forwards_per_sample")
+STORY_COLUMNS = ("valid_share", "mean_exact_logprob_per_token", "distinct_3", "forwards_per_sample")
 
 
 def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
@@ -58,39 +66,42 @@ def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
 def main(argv: list[str]) -> int:
     (args,) = parse([GridArguments], argv, "generation_grid")
     model, tokenizer = load_generator(args.checkpoint)
-    rows = []
+    result: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, "num_samples": args.num_samples}
+    if args.judge is None:
+        columns, length = STORY_COLUMNS, {}
+        entropy = story_language.entropy_per_token()
+        result["exact_entropy_nats_per_token"] = entropy
+        caption = (
+            f"Stories by setting, {args.num_samples} samples each. A faithful sampler has a mean log-probability of "
+            f"{-entropy:.3f} nats per token; above it, text is too probable (collapse)."
+        )
+        measure = partial(story_samples, model, tokenizer, args.num_samples, args.seed)
+    else:
+        columns, length = TEXT_COLUMNS, {"max_new_tokens": args.max_new_tokens}
+        quality = TextQuality(args.judge)
+        result["references"] = quality.held_out(args.eval_file, tokenizer, args.num_samples, args.max_new_tokens)
+        caption = f"Text by setting, {args.num_samples} samples of {args.max_new_tokens} tokens each. " + "; ".join(
+            f"{name}: " + ", ".join(f"{column} {value:.3f}" for column, value in figures.items())
+            for name, figures in result["references"].items()
+        )
+        measure = partial(quality.samples, model, tokenizer, args.prefix, args.num_samples, seed=args.seed)
+    result["rows"] = rows = []
     for settings in settings_to_try(args.steps):
-        figures = story_samples(model, tokenizer, args.num_samples, args.seed, **settings)
-        rows.append({**settings, **{name: figures[name] for name in COLUMNS}})
+        figures = measure(**settings, **length)
+        rows.append({**settings, **{name: figures[name] for name in columns}})
         print(json.dumps(rows[-1]), flush=True)
-    entropy = story_language.entropy_per_token()
-    result = {
-        "checkpoint": args.checkpoint,
-        "num_samples": args.num_samples,
-        "exact_entropy_nats_per_token": entropy,
-        "rows": rows,
-    }
     path = Path(args.output)
     path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(as_table(rows, entropy, args.num_samples), encoding="utf-8")
+    path.with_suffix(".md").write_text(as_table(caption, rows, columns), encoding="utf-8")
     return 0
 
 
-def as_table(rows: list[dict[str, Any]], entropy: float, num_samples: int) -> str:
-    lines = [
-        f"Stories by setting, {num_samples} samples each. A faithful sampler has a mean log-probability of "
-        f"{-entropy:.3f} nats per token; above it, text is too probable (collapse).\n",
-        "| setting | valid | mean log-probability | distinct-3 | forwards |",
-        "|---|---|---|---|---|",
-    ]
+def as_table(caption: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
+    lines = [f"{caption}\n", f"| setting | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for row in rows:
-        setting = ", ".join(f"{name} {value}" for name, value in row.items() if name not in COLUMNS)
-        log_prob = row["mean_exact_logprob_per_token"]
-        shown = "" if log_prob is None else f"{log_prob:.3f}"
-        lines.append(
-            f"| {setting} | {row['valid_share']:.3f} | {shown} | {row['distinct_3']:.3f} | "
-            f"{row['forwards_per_sample']:.1f} |"
-        )
+        setting = ", ".join(f"{name} {value}" for name, value in row.items() if name not in columns)
+        shown = ("" if row[name] is None else f"{row[name]:.3f}" for name in columns)
+        lines.append(f"| {setting} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -91,7 +91,13 @@ def main(argv: list[str]) -> int:
 
     start = time.perf_counter()
     mlm = trainer(
-        "mlm", [], max_steps=args.mlm_steps, masking="levels", mask_levels=[0.15], objective="simple", prefix_length="0"
+        "mlm",
+        [],
+        max_steps=args.mlm_steps,
+        masking="levels",
+        mask_levels=[0.15],
+        objective="simple",
+        prefix_length="0",
     )
     mlm.train()
     mlm_seconds = time.perf_counter() - start

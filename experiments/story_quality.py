@@ -24,6 +24,9 @@ from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
 from diffusion_mlm.modeling import end_token_id, forbidden_token_ids, logits_at
 
+sys.path.insert(0, str(Path(__file__).parent))
+from text_quality import distinct_ngrams  # a neighbour, not a package
+
 HELD_OUT_SEED = 1_000_003  # stories that no recipe trains on
 
 
@@ -101,13 +104,6 @@ def story_samples(
         "seconds_per_sample": seconds / num_samples,
         "samples": output.texts[:4],
     }
-
-
-def distinct_ngrams(texts: list[str], n: int) -> float:
-    """Different n-grams of words among all n-grams of all texts."""
-    words = [text.split() for text in texts]
-    ngrams = [tuple(of_text[i : i + n]) for of_text in words for i in range(len(of_text) - n + 1)]
-    return len(set(ngrams)) / max(len(ngrams), 1)
 
 
 def story_infills(model: nn.Module, tokenizer: PreTrainedTokenizerBase, num_samples: int, seed: int) -> dict[str, Any]:
