@@ -220,7 +220,7 @@ def generate_each(
                     progress(finished + done + visible, total)
             finished += sum(text.num_new for text in batch)
             for text in batch:
-                sample = _finish(tokenizer, text)
+                sample = finish_text(tokenizer, text)
                 if streamer is not None:
                     streamer.put(torch.tensor(sample.token_ids, dtype=torch.int64))
                     streamer.end()
@@ -305,7 +305,8 @@ def resolve_seed(seed: int | None, generator: torch.Generator | None) -> int:
     return int(seed)
 
 
-def _finish(tokenizer: PreTrainedTokenizerBase, text: Continuation) -> GeneratedText:
+def finish_text(tokenizer: PreTrainedTokenizerBase, text: Continuation) -> GeneratedText:
+    """The sample that a text which is done is."""
     end = end_token_id(tokenizer)
     finished = end in text.new_ids
     token_ids = text.new_ids[: text.new_ids.index(end)] if finished else text.new_ids
