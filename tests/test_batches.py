@@ -242,7 +242,7 @@ def test_interrupt_prints_what_is_complete_in_order(run: Command, checkpoint: st
         assert process.stdout is not None
         first = json.loads(process.stdout.readline())
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     indices = [first["prefix_index"], *(json.loads(line)["prefix_index"] for line in out.splitlines())]
     assert indices[0] == 0 and indices == sorted(indices) and len(indices) > 10
     assert (process.returncode, err) == (130, "diffusion-mlm: interrupted.\n")

@@ -1,5 +1,6 @@
 """The file of samples: whatever is interrupted, cut or split over processes, it ends as if nothing had been."""
 
+import errno
 import json
 import os
 import subprocess
@@ -154,6 +155,15 @@ def test_processes_agree_on_the_seed_of_the_first(tmp_path: Path) -> None:
         for rank, seed in ((2, 5), (0, 6), (1, 7))
     ]
     assert seeds == [5, 5, 5]
+
+
+def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_link(*_: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert work(tmp_path / "out.jsonl", Process()).assemble(EXPECTED) == 0
+    assert (tmp_path / "out.jsonl").read_bytes() == WHOLE and len(names(tmp_path)) == 2
 
 
 def test_the_others_wait_until_process_0_has_put_foreign_samples_aside(

@@ -1,5 +1,6 @@
 """A file of samples, one JSON object a line, that several processes write and any interruption leaves resumable."""
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -283,6 +284,10 @@ class SampleFile:
                 os.link(fresh, self.state_path)  # fails if it is there
         except FileExistsError:
             pass
+        except OSError as error:
+            if over or error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            os.replace(fresh, self.state_path)  # some file systems have no links; there seeds had better be given
         finally:
             fresh.unlink(missing_ok=True)
 
