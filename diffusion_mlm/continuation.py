@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from .filling import fill_canvases
 from .generation_config import DiffusionGenerationConfig
 from .modeling import context_length, end_token_id, forbidden_token_ids, require_mask_token, unwrap
 from .randomness import make_key
+from .row_steps import OnTextStep, RowSteps
 from .token_automaton import TokenAutomaton
 from .tokenization import decode_text
 
@@ -98,8 +100,9 @@ def continue_texts(
     texts: list[Continuation],
     config: DiffusionGenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
+    on_step: OnTextStep | None = None,
 ) -> Iterator[tuple[DenoisingStep, list[slice]]]:
-    """Continues a batch of texts to their ends; they hold the result.
+    """Continues a batch of texts to their ends; they hold the result. `on_step` is asked about each text by itself.
 
     Yields:
         Each step, with one row for every text that is not done, in order, and where new tokens stand in these rows.
@@ -111,7 +114,9 @@ def continue_texts(
         constraint = (
             RowConstraints(automata, list(places), config.to_sampling().is_greedy) if automata[0] is not None else None
         )
-        for step in fill_canvases(model, tokenizer, list(canvases), config, logits_processor, constraint=constraint):
+        asked = RowSteps(on_step, [len(canvas.ids) for canvas in canvases]) if on_step is not None else None
+        hooks: dict[str, Any] = {"on_step": asked, "constraint": constraint}
+        for step in fill_canvases(model, tokenizer, list(canvases), config, logits_processor, **hooks):
             yield step, list(places)
         for row, (text, new) in enumerate(zip(going, places, strict=True)):
             text.close_window(step.canvas[row, new].tolist(), int(step.num_forwards[row]), end_id)

@@ -93,7 +93,8 @@ def denoise(
         constraint (`Constraint`, *optional*): restricts tokens so that the finished row satisfies it.
         on_step (`Callable`, *optional*): called with every step before it is yielded. It may return another canvas to
             go on with (only positions to fill may differ; `mask_id` there masks them again), or "finish": then one
-            more forward reveals all that is left.
+            more forward reveals all that is left. For rows of their own: a canvas and which rows finish, `(batch,)`
+            bool. What is masked again after the last step of a row is revealed by one more forward, and once only.
 
     Yields:
         `DenoisingStep`, one per step; after the last nothing is masked. Nothing at all if there is nothing to fill.

@@ -37,7 +37,7 @@ class _Work:
     num_visible: Tensor  # how many of them shall be visible after the step
     t: Tensor
     keys: Tensor
-    is_rest: bool = False  # whether the step reveals all that is left
+    is_rest: Tensor  # whether the step reveals all that is left in the row
 
     @property
     def open(self) -> Tensor:
@@ -81,21 +81,28 @@ class DenoisingLoop:
         self.is_masked = self.to_fill
         self.confidence = torch.full(self.canvas.shape, math.nan, device=self.canvas.device)
         self.num_forwards = torch.zeros(len(self.canvas), dtype=torch.int64, device=self.canvas.device)
-        self.finishing = False
+        self.finishing = torch.zeros(len(self.canvas), dtype=torch.bool, device=self.canvas.device)  # told to
+        self.vocab_size = 0  # the first logits tell
+        self.rested = self.finishing  # rows of which all that was left has been revealed at once
 
     @torch.no_grad()
     def run(self) -> Iterator[DenoisingStep]:
         made, planned = 0, self.plan.num_visible.shape[1]
-        for index in range(planned + 1):
-            work = self._begin(index) if index < planned and not self.finishing else self._rest(index)
+        # Beyond the plan of a row: what `on_step` masked again after it, and what it masked again after that.
+        for index in range(planned + 2 if planned else 0):
+            work = self._begin(index)
             if work is not None:
-                yield self._report(self._step(work, made))
+                yield self._report(self._step(work, made), work)
                 made += 1
 
     def _begin(self, index: int) -> _Work | None:
-        """The rows that are not yet done, and what the plan says of them."""
+        """The rows that are not yet done, and what the plan says of them.
+
+        All that is left of a row comes at once if `on_step` said "finish", or masked it again after the plan.
+        """
         plan = self.plan
-        block = plan.block[:, index]
+        column = min(index, plan.num_visible.shape[1] - 1)
+        block = plan.block[:, column]
         if self.adaptive is not None:  # the first block that has masks
             block = plan.block_of.masked_fill(~self.is_masked, torch.iinfo(torch.int64).max).amin(-1)
         fill = plan.block_of.eq(block.unsqueeze(-1))
@@ -103,37 +110,22 @@ class DenoisingLoop:
         if not self.remasking.revises:
             going &= self.is_masked.any(-1)
             if self.adaptive is None:  # what was given away behind an end need not be revealed any more
-                going &= (fill & ~self.is_masked).sum(-1) < plan.num_visible[:, index]
-        rows = going.nonzero().squeeze(-1)
+                going &= (fill & ~self.is_masked).sum(-1) < plan.num_visible[:, column]
+        rest = self.finishing | (index >= plan.num_steps)
+        rows = torch.where(rest, self.is_masked.any(-1), going).nonzero().squeeze(-1)
         if len(rows) == 0:
             return None
+        fill = torch.where(rest.unsqueeze(-1), self.to_fill, fill)
         return _Work(
             index=index,
             rows=rows,
             canvas=self.canvas[rows],
             masked=self.is_masked[rows],
             fill=fill[rows],
-            num_visible=plan.num_visible[rows, index],
-            t=plan.t[rows, index],
+            num_visible=torch.where(rest, fill.sum(-1), plan.num_visible[:, column])[rows],
+            t=plan.t[:, column].masked_fill(rest, 0)[rows],
             keys=fold_in(self.keys[rows], index),
-        )
-
-    def _rest(self, index: int) -> _Work | None:
-        """All that is left, at once: `on_step` said "finish", or masked again what the plan had done with."""
-        rows = self.is_masked.any(-1).nonzero().squeeze(-1)
-        fill = self.to_fill[rows]
-        if len(rows) == 0:
-            return None
-        return _Work(
-            index=index,
-            rows=rows,
-            canvas=self.canvas[rows],
-            masked=self.is_masked[rows],
-            fill=fill,
-            num_visible=fill.sum(-1),
-            t=torch.zeros(len(rows), dtype=torch.float64, device=fill.device),
-            keys=fold_in(self.keys[rows], index),
-            is_rest=True,
+            is_rest=rest[rows],
         )
 
     def _step(self, work: _Work, made: int) -> DenoisingStep:
@@ -158,8 +150,8 @@ class DenoisingLoop:
         tokens = self._draw(work, needed, logits) if self.draws_first else None
         if self.order not in ORDERS_BEFORE_LOGITS:
             scores = self._scores(work, needed, log_probs, tokens)
-        if self.adaptive is not None and not work.is_rest:
-            counts = self._adaptive_counts(scores, needed, log_probs, counts)
+        if self.adaptive is not None:
+            counts = torch.where(work.is_rest, counts, self._adaptive_counts(scores, needed, log_probs, counts))
         if self.remasking.rule == "low_confidence":
             keep = take_highest(torch.where(work.visible, sure.double().log(), scores), work.fill, work.num_visible)
             reveal, remasked = work.open & keep, work.visible & ~keep
@@ -200,6 +192,7 @@ class DenoisingLoop:
         if logits.dim() != 2 or len(logits) != int(needed.sum()):
             expected = f"({int(needed.sum())}, vocabulary)"
             raise ValueError(f"`predict_logits` must return logits of shape {expected}, got {tuple(logits.shape)}.")
+        self.vocab_size = logits.shape[-1]
         logits = forbid(logits.float(), self.forbidden)
         if len(logits) == 0:  # with remasking a step may reveal nothing
             return logits
@@ -264,24 +257,43 @@ class DenoisingLoop:
         counts = self.adaptive.counts(scores, needed, confidence, entropy)  # type: ignore[union-attr]
         return torch.maximum(counts, planned) if self.at_most else counts
 
-    def _report(self, step: DenoisingStep) -> DenoisingStep:
+    def _report(self, step: DenoisingStep, work: _Work) -> DenoisingStep:
         """Shows `on_step` the step, and does what it answers."""
+        was_rested = self.rested
+        self.rested = was_rested.index_copy(0, work.rows, was_rested[work.rows] | work.is_rest)
         answer = self.on_step(step) if self.on_step is not None else None
         if answer is None:
             return step
-        if isinstance(answer, str):
-            if answer != "finish":
-                raise ValueError(f"`on_step` must return None, a canvas or 'finish', got {answer!r}.")
-            self.finishing = True
+        if isinstance(answer, str) and answer == "finish":
+            self.finishing = torch.ones_like(self.finishing)
             return step
-        changed = answer.to(self.canvas.device).ne(self.canvas)
-        if answer.shape != self.canvas.shape or bool((changed & ~self.to_fill).any()):
-            raise ValueError(
-                "`on_step` returned a canvas that differs where nothing is generated; keep prefix and shape."
-            )
-        self.canvas = answer.to(self.canvas).clone()
+        canvas, finish = answer if isinstance(answer, tuple) else (answer, torch.zeros_like(self.finishing))
+        if not isinstance(canvas, Tensor):
+            raise ValueError(f"`on_step` must return None, a canvas or 'finish', got {answer!r}.")
+        self.finishing = self.finishing | finish.to(self.finishing)
+        canvas = self._checked(canvas.to(self.canvas.device))
+        canvas = torch.where(was_rested.unsqueeze(-1), self.canvas, canvas)  # these have had their last step
+        changed = canvas.ne(self.canvas)
+        self.canvas = canvas.clone()
         self.is_masked = self.to_fill & self.canvas.eq(self.mask_id)
         self.confidence = torch.where(changed, 1.0, self.confidence).masked_fill(self.is_masked, math.nan)
         return replace(
             step, canvas=self.canvas.clone(), is_masked=self.is_masked.clone(), confidence=self.confidence.clone()
         )
+
+    def _checked(self, canvas: Tensor) -> Tensor:
+        """A canvas that `on_step` returned, if one may go on with it."""
+        if canvas.shape != self.canvas.shape or bool((canvas.ne(self.canvas) & ~self.to_fill).any()):
+            raise ValueError(
+                "`on_step` returned a canvas that differs where nothing is generated; keep prefix and shape."
+            )
+        placed = canvas[canvas.ne(self.canvas) & canvas.ne(self.mask_id)]
+        wrong = placed[(placed < 0) | (placed >= self.vocab_size) | torch.isin(placed, self.forbidden)]
+        if len(wrong) > 0:
+            raise ValueError(
+                f"`on_step` put the token {wrong[0].item()} into the text, which is a special token or none at all; "
+                f"put others, or the mask token to have the place written again."
+            )
+        if self.constraint is not None and len(placed) > 0:
+            raise ValueError("`on_step` may only mask tokens again where there are constraints, not put others.")
+        return canvas

@@ -14,8 +14,9 @@ EditLogits = Callable[..., Tensor]
 # (canvas (N, L), position (N,), logits (N, V)) -> logits (N, V), asked only where a token is about to be drawn
 GuideLogits = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# DenoisingStep -> None to go on, a canvas (batch, length) to go on with, or "finish"
-OnStep = Callable[["DenoisingStep"], "Tensor | str | None"]
+# DenoisingStep -> None to go on, a canvas (batch, length) to go on with, "finish", or a canvas and which rows finish,
+# (batch,) bool
+OnStep = Callable[["DenoisingStep"], "Tensor | str | tuple[Tensor, Tensor] | None"]
 
 
 class Constraint(Protocol):

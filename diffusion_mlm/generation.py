@@ -26,6 +26,7 @@ from .continuation import Continuation, constrain, continue_texts, make_continua
 from .denoising import DenoisingStep
 from .generation_config import DEFAULTS, DiffusionGenerationConfig
 from .modeling import end_token_id, load_model, require_mask_token, unwrap
+from .row_steps import OnTextStep
 from .tokenization import decode_text
 
 
@@ -122,6 +123,7 @@ def generate(
     logits_processor: LogitsProcessorList | None = None,
     constraints: Constraints | None = None,
     streamer: BaseStreamer | None = None,
+    on_step: OnTextStep | None = None,
     **settings: Any,
 ) -> DiffusionGenerationOutput:
     """Continues each prefix by unmasking.
@@ -139,6 +141,12 @@ def generate(
         constraints (`Constraints`, *optional*): an expression, banned or allowed words that hold in every sample.
         streamer (`BaseStreamer`, *optional*): gets the ids of the prefix, after every step a draft of the new ones (if
             it has `put_draft`), and at last the new ids; one sample after another, whatever `batch_size`.
+        on_step (`Callable`, *optional*): called after every step of every text, with that text alone as `stream` shows
+            it: tensors `(1, L)`, whatever `batch_size`. It returns None to go on; a canvas `(1, L)` to go on with, in
+            which new tokens may differ, `<mask>` among them to have places written again (nothing but that with
+            `constraints`); or `"finish"` to have all that is left of this canvas revealed by one more forward. What it
+            masks again after the last step is revealed by one more forward, once. In a text longer than the model
+            reads, all this is about the window at hand; the next one is asked about anew.
         **settings: of `DiffusionGenerationConfig`, for this call.
 
     Returns:
@@ -154,6 +162,7 @@ def generate(
         "generator": generator,
         "logits_processor": logits_processor,
         "constraints": constraints,
+        "on_step": on_step,
     }
     try:
         done = list(
@@ -179,6 +188,7 @@ def generate_each(
     logits_processor: LogitsProcessorList | None = None,
     constraints: Constraints | None = None,
     streamer: BaseStreamer | None = None,
+    on_step: OnTextStep | None = None,
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[GeneratedText, Tensor]]:
@@ -200,7 +210,7 @@ def generate_each(
             batch = texts[start : start + batch_size]
             if streamer is not None:
                 streamer.put(torch.tensor(without_start(batch[0].prefix_ids, tokenizer), dtype=torch.int64))
-            for step, places in continue_texts(model, tokenizer, batch, config, logits_processor):
+            for step, places in continue_texts(model, tokenizer, batch, config, logits_processor, on_step):
                 if streamer is not None and hasattr(streamer, "put_draft"):
                     draft = batch[0].new_ids + step.canvas[0, places[0]].tolist()
                     streamer.put_draft(value=torch.tensor(draft))
@@ -210,7 +220,7 @@ def generate_each(
                     progress(finished + done + visible, total)
             finished += sum(text.num_new for text in batch)
             for text in batch:
-                sample = _finish(tokenizer, text)
+                sample = finish_text(tokenizer, text)
                 if streamer is not None:
                     streamer.put(torch.tensor(sample.token_ids, dtype=torch.int64))
                     streamer.end()
@@ -228,16 +238,20 @@ def stream(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
+    constraints: Constraints | None = None,
+    on_step: OnTextStep | None = None,
     **settings: Any,
 ) -> Iterator[DenoisingStep]:
     """The steps by which `generate` fills one canvas, each with tensors of shape `(1, L)`; arguments as there.
 
-    Where the text is longer than the model reads, one window after another is the canvas. The model stays in
-    evaluation mode.
+    Where the text is longer than the model reads, one window after another is the canvas. What `on_step` changes in a
+    step is part of it. The model stays in evaluation mode.
     """
     config = resolve_config(model, generation_config, settings).updated(num_return_sequences=1)
     texts = make_continuations(model, tokenizer, [prefix], config, resolve_seed(seed, generator))
-    return (step for step, _ in continue_texts(model, tokenizer, texts, config, logits_processor))
+    if constraints:
+        constrain(model, tokenizer, texts, constraints)
+    return (step for step, _ in continue_texts(model, tokenizer, texts, config, logits_processor, on_step))
 
 
 def resolve_config(
@@ -291,7 +305,8 @@ def resolve_seed(seed: int | None, generator: torch.Generator | None) -> int:
     return int(seed)
 
 
-def _finish(tokenizer: PreTrainedTokenizerBase, text: Continuation) -> GeneratedText:
+def finish_text(tokenizer: PreTrainedTokenizerBase, text: Continuation) -> GeneratedText:
+    """The sample that a text which is done is."""
     end = end_token_id(tokenizer)
     finished = end in text.new_ids
     token_ids = text.new_ids[: text.new_ids.index(end)] if finished else text.new_ids

@@ -143,9 +143,15 @@ def scan_file(path: str | Path, form: FileFormat) -> FileScan:
 
 def read_usable(path: str | Path, form: FileFormat) -> Iterator[tuple[str, ...]]:
     """The rows of a file whose columns all have a value and whose last one is not blank. Raises as `scan_file`."""
-    for _, values in _read_rows(Path(path), form):
+    for _, values in read_numbered(path, form):
+        yield values
+
+
+def read_numbered(path: str | Path, form: FileFormat) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """What `read_usable` gives, with the number of each row among all rows (of a text: its line), from 1."""
+    for number, values in _read_rows(Path(path), form):
         if None not in values and not _is_blank(values):
-            yield values  # type: ignore[misc]  # no None among them, which mypy cannot see
+            yield number, values  # type: ignore[misc]  # no None among them, which mypy cannot see
 
 
 def file_kind(path: str | Path) -> str:

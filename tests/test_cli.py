@@ -315,11 +315,12 @@ def test_what_the_model_cannot_do_is_wrong_use(
     ).filter(lambda argv: "2" not in argv or "--checkpoint" not in argv)
 )
 def test_any_command_line_ends_in_a_documented_status_with_one_line(
-    checkpoint: str, capsys: pytest.CaptureFixture[str], argv: list[str]
+    checkpoint: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, argv: list[str]
 ) -> None:
     """Names that are no path go to the Hub, which is switched off here."""
     capsys.readouterr()
     with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)  # for --output-file
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setattr("diffusion_mlm.cli.generation_settings.default_checkpoint", lambda: checkpoint)
         status = main(["generate", *argv])

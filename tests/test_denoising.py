@@ -618,6 +618,56 @@ def test_on_step_may_put_tokens_and_masks_where_text_is_generated():
     assert last.canvas[0, 2:6].tolist() == [0] * 4 and not last.is_masked.any()
 
 
+def test_on_step_may_finish_some_rows_and_change_others():
+    """One row finishes after its first step, the other goes by its plan, as each does alone."""
+    canvas = torch.full((2, 5), MASK_ID)
+    request_ = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), keys=torch.arange(2))
+
+    def first_row_only(step: DenoisingStep) -> tuple[Tensor, Tensor]:
+        return step.canvas, torch.tensor([True, False])
+
+    *_, last = run(random_model, request_, on_step=first_row_only)
+    assert last.num_forwards.tolist() == [2, 5]
+    for row, on_step in enumerate((lambda step: "finish", None)):
+        alone = example(canvas=canvas[:1], to_fill=canvas[:1].eq(MASK_ID), keys=torch.tensor([row]), on_step=on_step)
+        assert torch.equal([*run(random_model, alone)][-1].canvas[0], last.canvas[row])
+
+
+@pytest.mark.parametrize("remask", REMASKS)
+@pytest.mark.parametrize("finish_at", (0, 2, 99))
+def test_on_step_cannot_keep_a_run_from_ending(remask: str, finish_at: int):
+    """However often it masks everything again, one forward after the last step reveals it for good."""
+    again = []
+
+    def mask_all(step: DenoisingStep) -> tuple[Tensor, Tensor]:
+        again.append(step.index)
+        return step.canvas.masked_fill(example()["to_fill"], MASK_ID), torch.tensor([step.index >= finish_at])
+
+    order = "confidence" if remask == "low_confidence" else "random"
+    *_, last = run(random_model, example(steps=4, on_step=mask_all, remask=remask, order=order))
+    assert not last.is_masked.any() and not last.canvas.eq(MASK_ID).any()
+    assert last.num_forwards.tolist() == [min(finish_at + 3, 6)] and len(again) == last.num_forwards
+
+
+@pytest.mark.parametrize("token", (PAD, -1, 99))
+def test_on_step_may_put_no_token_that_is_forbidden_or_none(token: int):
+    def put(step: DenoisingStep) -> Tensor:
+        return step.canvas.masked_fill(example()["to_fill"], token)
+
+    with pytest.raises(ValueError, match=f"`on_step` put the token {token} into the text"):
+        list(run(random_model, example(on_step=put)))
+
+
+def test_on_step_may_only_mask_again_where_there_is_a_constraint():
+    def mask_or_put(step: DenoisingStep) -> Tensor | None:
+        return step.canvas.masked_fill(example()["to_fill"], MASK_ID if step.index < 3 else 1)
+
+    steps = []
+    with pytest.raises(ValueError, match="`on_step` may only mask tokens again"):
+        steps += run(random_model, example(on_step=mask_or_put, constraint=EvenSum(), steps=4))
+    assert len(steps) == 3
+
+
 def test_on_step_may_not_touch_the_prefix():
     with pytest.raises(ValueError, match="`on_step` returned a canvas that differs"):
         list(run(random_model, example(on_step=lambda step: step.canvas + 1)))

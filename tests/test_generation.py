@@ -552,6 +552,108 @@ def test_repetition_penalty_uses_the_ids_of_its_own_row(
     assert [generate(tiny_roberta, story_tokenizer, text, **asked).samples[0] for text in texts] == output.samples
 
 
+# A callback that takes part
+
+
+def seen_by(steps: Any) -> list[Any]:
+    return [
+        [step.index, step.num_forwards.tolist(), *(tensor.tolist() for tensor in (step.canvas, step.is_masked))]
+        for step in steps
+    ]
+
+
+@pytest.mark.parametrize("batch_size", (1, 2, 64))
+@pytest.mark.parametrize("max_new_tokens", (6, 60))  # within the context, and in windows
+def test_on_step_gets_the_steps_of_each_text_as_stream_shows_them(
+    writers: dict[str, Any], batch_size: int, max_new_tokens: int
+) -> None:
+    model, tokenizer = writers["words with end"]
+    asked: dict[str, Any] = {"seed": 2, "max_new_tokens": max_new_tokens, "steps": 3}
+    texts, steps = ["", "One day a fox", "The"], []  # type: ignore[var-annotated]
+    generate(model, tokenizer, texts, on_step=steps.append, batch_size=batch_size, **asked)
+    alone = [step for text in texts for step in stream(model, tokenizer, text, **asked)]
+    assert sorted(seen_by(steps), key=repr) == sorted(seen_by(alone), key=repr)
+
+
+@pytest.mark.parametrize("asked", [{}, {"order": "random", "remask": "remdm_cap"}, {"adaptive": "threshold"}])
+def test_on_step_that_finishes_saves_the_other_forwards(writers: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Each text by itself: two of them stop where half of their tokens are there, the third goes on."""
+    model, tokenizer = writers["words"]
+
+    def stop_at_half(step: Any) -> str | None:
+        third = step.canvas[0, 1] == tokenizer.convert_tokens_to_ids("ĠThe")
+        return "finish" if not third and step.is_masked.sum() <= 8 else None
+
+    asked = {"seed": 0, "max_new_tokens": 16, **asked}
+    texts = ["One day", "Once upon", "The"]
+    output = generate(model, tokenizer, texts, on_step=stop_at_half, **asked)
+    whole = generate(model, tokenizer, texts, **asked)
+    assert output.samples[2] == whole.samples[2]
+    for sample, other in zip(output.samples[:2], whole.samples, strict=False):
+        assert len(sample.token_ids) == 16 and sample.num_forwards <= 10
+        assert sample.num_forwards < other.num_forwards or other.num_forwards <= 10
+    for text, sample in zip(texts, output.samples, strict=True):
+        assert generate(model, tokenizer, text, on_step=stop_at_half, **asked).samples == [sample]
+
+
+def test_finish_is_about_the_window_at_hand(tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any) -> None:
+    (sample,) = generate(
+        tiny_roberta, story_tokenizer, seed=0, max_new_tokens=50, stride=10, on_step=lambda step: "finish"
+    ).samples
+    assert len(sample.token_ids) == 50 and sample.num_forwards == 5 * 2
+    assert not set(sample.token_ids) & set(story_tokenizer.all_special_ids)
+
+
+def test_on_step_that_changes_the_canvas_writes_along(tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any) -> None:
+    """It puts a word in the fourth place, masks another once more, and the model writes the rest around them."""
+    fox, mask = story_tokenizer.convert_tokens_to_ids(["Ġfox", "<mask>"])
+
+    def change(step: Any) -> Tensor | None:
+        canvas = step.canvas.clone()
+        canvas[0, 1 + 2 + 3] = fox
+        if step.index == 4:
+            canvas[0, 1 + 2] = mask
+        return canvas
+
+    asked: dict[str, Any] = {"seed": 0, "max_new_tokens": 8, "order": "left_to_right"}
+    steps = list(stream(tiny_roberta, story_tokenizer, "One day", on_step=change, **asked))
+    assert steps[4].is_masked[0, 3] and steps[4].confidence[0, 3].isnan() and not steps[-1].is_masked.any()
+    output = generate(tiny_roberta, story_tokenizer, ["The", "One day"], on_step=change, **asked)
+    assert output.samples[1].token_ids == steps[-1].canvas[0, 3:11].tolist()
+    assert output.samples[1].token_ids[3] == fox and output.samples[1].text.startswith("One day")
+
+
+def test_on_step_that_masks_for_ever_ends_without_a_mask(writers: dict[str, Any]) -> None:
+    for writer in ("words with end", "bpe"):
+        model, tokenizer = writers[writer]
+
+        def mask_all(step: Any, mask: int = tokenizer.mask_token_id) -> Tensor:
+            places = step.is_masked | step.confidence.isfinite()
+            return step.canvas.masked_fill(places, mask)
+
+        output = generate(model, tokenizer, ["One", ""], seed=0, max_new_tokens=5, steps=3, on_step=mask_all)
+        assert [sample.num_forwards for sample in output.samples] == [5, 5]
+        assert not {token for sample in output.samples for token in sample.token_ids} & set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda step: "stop", "`on_step` must return None.*got 'stop'"),
+        (lambda step: step.canvas[:, :3], r"`on_step` must return None.*\(1, 7\).*got torch.int64 \(1, 3\)"),
+        (lambda step: step.canvas.double(), "`on_step` must return None.*got torch.float64"),
+        (lambda step: step.canvas + 1, "`on_step` returned a canvas that differs where nothing is generated"),
+        (lambda step: step.canvas.masked_fill(step.is_masked, 1), "`on_step` put the token 1 into the text"),
+        (lambda step: step.canvas.masked_fill(step.is_masked, 999), "`on_step` put the token 999"),
+    ],
+)
+def test_wrong_answer_of_on_step_is_refused(
+    tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any, answer: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(tiny_roberta, story_tokenizer, ["One day", ""], seed=0, max_new_tokens=3, on_step=answer)
+
+
 # Loading
 
 
@@ -643,6 +745,18 @@ def test_constraints_hold_in_every_sample(
         **asked,
     )
     assert alone.samples[0] == output.samples[3]
+
+
+def test_stream_keeps_to_constraints(tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any) -> None:
+    asked: dict[str, Any] = {"constraints": Constraints(allowed_words=["the", "fox"]), "max_new_tokens": 6, "seed": 0}
+    *_, last = stream(tiny_roberta, story_tokenizer, "One day", **asked)
+    assert torch.equal(last.canvas, generate(tiny_roberta, story_tokenizer, "One day", **asked).sequences)
+    with pytest.raises(ValueError, match="`on_step` may only mask tokens again"):
+        list(
+            stream(
+                tiny_roberta, story_tokenizer, on_step=lambda step: step.canvas.masked_fill(step.is_masked, 9), **asked
+            )
+        )
 
 
 def test_constraints_that_no_text_can_keep_to_are_refused_before_anything_is_generated(

@@ -28,11 +28,40 @@ class GenerateArguments(GenerationSettings):
     banned_words: list[str] = field(default_factory=list, metadata={"help": "Words that do not occur."})
     allowed_words: list[str] = field(default_factory=list, metadata={"help": "The only words that occur."})
     show_steps: bool = field(default=False, metadata={"help": "Watch the text form, one sample after another."})
+    prefixes_file: str | None = field(
+        default=None, metadata={"help": "Prefixes to continue: text (one a line), .jsonl, .csv, .tsv or .parquet."}
+    )
+    prefix_column: str = field(
+        default="prefix", metadata={"help": "Of --prefixes-file, unless it is text: the column of prefixes."}
+    )
+    encoding: str = field(default="utf-8", metadata={"help": "Of --prefixes-file."})
+    output_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "JSON lines to write; the same command goes on where it was interrupted. Works in torchrun."
+        },
+    )
+    overwrite_output: bool = field(
+        default=False, metadata={"help": "Replace an --output-file that holds other samples."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for prefix in self.prefix:
             require_text(prefix, "--prefix")
+        if self.prefixes_file is not None and self.prefix != [""]:
+            raise ValueError("`--prefix` and `--prefixes-file` exclude one another: name one of them.")
+        if self.show_steps and self.in_batches:
+            raise ValueError(
+                "`--show-steps` shows one text after another: leave it out, or name prefixes by `--prefix`."
+            )
+        if self.overwrite_output and self.output_file is None:
+            raise ValueError("`--overwrite-output` belongs to `--output-file`: name that too.")
+
+    @property
+    def in_batches(self) -> bool:
+        """Whether many samples are made at a time, in the order that suits best."""
+        return self.prefixes_file is not None or self.output_file is not None
 
     def constraints(self) -> "Constraints | None":
         """What the new text must be like, or None.
@@ -50,6 +79,10 @@ class GenerateArguments(GenerationSettings):
 def run(argv: list[str]) -> int:
     """Runs `generate` with these arguments and returns the exit status 0; errors are raised."""
     (args,) = parse([GenerateArguments], argv, "generate")
+    if args.in_batches:
+        from .batches import run_batches
+
+        return run_batches(args)
     constraints = args.constraints()
     model, tokenizer = load(args)
 

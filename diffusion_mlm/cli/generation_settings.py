@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub_access import require_repository
+from .process import Process
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -123,7 +124,7 @@ def default_checkpoint() -> str:
 
 
 def load(args: GenerationSettings) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The generator that the options name, on the GPU if there is one."""
+    """The generator that the options name, on the GPU if there is one; processes take one GPU after another."""
     checkpoint = args.checkpoint_to_load()
 
     import torch
@@ -134,7 +135,8 @@ def load(args: GenerationSettings) -> tuple["PreTrainedModel", "PreTrainedTokeni
     transformers_logging.disable_progress_bar()  # of the weights; it silences every bar of the Hub's library too
     model, tokenizer = load_generator(checkpoint, trust_remote_code=args.trust_remote_code)
     transformers_logging.enable_progress_bar()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    gpu = Process.of_environment().local_rank % max(torch.cuda.device_count(), 1)
+    model.to(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
     return model, tokenizer
 
 
