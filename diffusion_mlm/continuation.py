@@ -74,16 +74,21 @@ class Continuation:
         Beyond what one window holds, the last tokens so far stay as what is given and `stride` more are generated
         behind them (as in MDLM, arXiv:2406.07524).
         """
-        given, num_new = self.prefix_ids, self.num_new
+        num_prefix, num_new = len(self.prefix_ids), self.num_new
+        visible = self.prefix_ids
         if not self.fits:
             num_new = min(self.stride, self.num_new - len(self.new_ids))
             text = self.prefix_ids[self.num_start :] + self.new_ids
             room = self.window - self.num_start - num_new - len(self.closing)
-            given = self.prefix_ids[: self.num_start] + text[max(len(text) - room, 0) :]
-        to_fill = [False] * len(given) + [True] * num_new + [False] * len(self.closing)
+            cut = max(len(text) - room, 0)
+            visible = self.prefix_ids[: self.num_start] + text[cut:]
+            num_prefix = max(num_prefix - cut, self.num_start)
+        to_fill = [False] * len(visible) + [True] * num_new + [False] * len(self.closing)
+        given = [self.num_start <= place < num_prefix for place in range(len(to_fill))]
         # The key of the first window is that of a text of one window.
         key = make_key("generate", self.seed, *self.prefix_ids, *([len(self.new_ids)] if self.new_ids else []))
-        return Canvas(given + [0] * num_new + self.closing, to_fill, key), slice(len(given), len(given) + num_new)
+        new = slice(len(visible), len(visible) + num_new)
+        return Canvas(visible + [0] * num_new + self.closing, to_fill, given, key), new
 
     def close_window(self, new_ids: list[int], num_forwards: int, end_id: int | None) -> None:
         """Takes over what a window has brought."""

@@ -11,7 +11,7 @@ from .denoising_step import Constraint, DenoisingStep, EditLogits, GuideLogits, 
 from .randomness import fold_in, gumbel, uniform
 from .remasking import Remasking
 from .reveal_plan import RevealPlan
-from .sampling import Sampling, forbid, log_probabilities
+from .sampling import Sampling, forbid, guide, log_probabilities
 from .unmasking import (
     ORDERS_BEFORE_LOGITS,
     AdaptiveCount,
@@ -72,6 +72,8 @@ class DenoisingLoop:
     end_id: int | None
     may_end: Tensor | None
     defer_end: bool
+    guidance_scale: float
+    condition: Tensor
     edit_logits: EditLogits | None
     guide_logits: GuideLogits | None
     constraint: Constraint | None
@@ -81,6 +83,7 @@ class DenoisingLoop:
         self.is_masked = self.to_fill
         self.confidence = torch.full(self.canvas.shape, math.nan, device=self.canvas.device)
         self.num_forwards = torch.zeros(len(self.canvas), dtype=torch.int64, device=self.canvas.device)
+        self.guided = self.condition.any(-1) & (self.guidance_scale != 1)
         self.finishing = False
 
     @torch.no_grad()
@@ -182,7 +185,7 @@ class DenoisingLoop:
         self.canvas = self.canvas.index_copy(0, work.rows, canvas)
         self.confidence = self.confidence.index_copy(0, work.rows, sure)
         self.is_masked = self.is_masked.index_copy(0, work.rows, masked)
-        self.num_forwards[work.rows] += 1
+        self.num_forwards[work.rows] += 1 + self.guided[work.rows].long()
         nowhere = torch.zeros_like(self.to_fill)
         return DenoisingStep(
             index=made,
@@ -196,11 +199,13 @@ class DenoisingLoop:
 
     def _logits(self, work: _Work, needed: Tensor) -> Tensor:
         """Logits of the positions `needed`, in row-major order, with all that may not be generated at -inf."""
-        logits = self.predict_logits(work.canvas.clone(), needed)
-        if logits.dim() != 2 or len(logits) != int(needed.sum()):
-            expected = f"({int(needed.sum())}, vocabulary)"
-            raise ValueError(f"`predict_logits` must return logits of shape {expected}, got {tuple(logits.shape)}.")
-        logits = forbid(logits.float(), self.forbidden)
+        logits = self._predict(work.canvas.clone(), needed)
+        guided = self.guided[work.rows]
+        if bool(guided.any()):
+            blank = work.canvas.masked_fill(self.condition[work.rows], self.mask_id)
+            unconditional = self._predict(blank[guided], needed[guided])
+            of_guided = guided[needed.nonzero()[:, 0]]
+            logits[of_guided] = guide(logits[of_guided], unconditional, self.guidance_scale)
         if len(logits) == 0:  # with remasking a step may reveal nothing
             return logits
         if self.edit_logits is not None:
@@ -216,6 +221,14 @@ class DenoisingLoop:
             ]
             logits = logits.masked_fill(~torch.cat(allowed).to(logits.device), -math.inf)
         return logits
+
+    def _predict(self, canvas: Tensor, needed: Tensor) -> Tensor:
+        """The model's logits, `(N, V)` float32, with forbidden ids at -inf."""
+        logits = self.predict_logits(canvas, needed)
+        if logits.dim() != 2 or len(logits) != int(needed.sum()):
+            expected = f"({int(needed.sum())}, vocabulary)"
+            raise ValueError(f"`predict_logits` must return logits of shape {expected}, got {tuple(logits.shape)}.")
+        return forbid(logits.float(), self.forbidden)
 
     def _draw(self, work: _Work, reveal: Tensor, logits: Tensor) -> Tensor:
         """A token for each position of `reveal`, (N,), from its logits, (N, V)."""

@@ -157,8 +157,10 @@ def _make_job(
         raise ValueError(
             f"`texts` holds a text of {len(ids)} tokens, but this model reads {limit - 2}. Edit it in parts."
         )
-    to_fill = [False] + [place in chosen for place in range(len(ids))] + [False] * len(closing)
-    return _Job(text, spans, Canvas([start, *ids, *closing], to_fill, key, may_end=False), seed)
+    masked = [place in chosen for place in range(len(ids))]
+    to_fill = [False, *masked] + [False] * len(closing)
+    given = [False] + [not mask for mask in masked] + [False] * len(closing)
+    return _Job(text, spans, Canvas([start, *ids, *closing], to_fill, given, key, may_end=False), seed)
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, job: _Job, row: list[int], num_forwards: int) -> EditedText:

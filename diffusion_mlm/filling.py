@@ -33,10 +33,11 @@ def fill_canvases(
     mask_id, padding = require_mask_token(tokenizer, "tokenizer"), padding_id(tokenizer)
     ids = torch.full((len(canvases), max(len(canvas.ids) for canvas in canvases)), _PADDING)
     to_fill = torch.zeros(ids.shape, dtype=torch.bool)
-    may_end = torch.zeros_like(to_fill)
+    given, may_end = torch.zeros_like(to_fill), torch.zeros_like(to_fill)
     for row, canvas in enumerate(canvases):
         ids[row, : len(canvas.ids)] = torch.tensor(canvas.ids)
         to_fill[row, : len(canvas.ids)] = torch.tensor(canvas.to_fill)
+        given[row, : len(canvas.ids)] = torch.tensor(canvas.given)
         may_end[row] = canvas.may_end
 
     def predict_logits(canvas: Tensor, needed: Tensor) -> Tensor:
@@ -71,6 +72,8 @@ def fill_canvases(
         end_id=end_token_id(tokenizer) if writes_ends else None,
         may_end=may_end.to(device),
         defer_end=config.defer_end,
+        guidance_scale=config.guidance_scale,
+        condition=given.to(device),
         edit_logits=edit_logits if logits_processor else None,
         on_step=on_step,
         constraint=constraint,

@@ -37,7 +37,7 @@ class GeneratedText:
         prefix, completion, text (`str`): `text` is `prefix` + `completion`, the prefix byte for byte as given.
         token_ids (`list[int]`): the new tokens, up to the first `</s>` and without it.
         seed (`int`): passing it with the same prefix and settings gives this sample again.
-        num_forwards (`int`): calls of the model on this row.
+        num_forwards (`int`): calls of the model on this row; two a step with `guidance_scale`.
         tokens_per_forward (`float`): new tokens (`</s>` and what follows it included) per forward.
         finished (`bool`): whether the model ended the text with `</s>`.
     """

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from .denoising import require_adaptive, require_order
+from .denoising import require_adaptive, require_guidance_scale, require_order
 from .remasking import Remasking
 from .reveal_plan import require_block_length
 from .sampling import Sampling
@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "remask_t_on": 0.55,
     "remask_t_off": 0.05,
     "remask_alpha_on": 0.9,
+    "guidance_scale": 1.0,
     "max_new_tokens": None,
     "stride": None,
     "num_return_sequences": 1,
@@ -91,6 +92,10 @@ class DiffusionGenerationConfig(GenerationConfig):
         remask (`str`): what is masked again: `none`; `renoise`, the learning guide's loop; `low_confidence`;
             `remdm_cap`, `remdm_rescale`, `remdm_conf`, `remdm_loop`, with `remask_eta`, `remask_t_on`, `remask_t_off`,
             `remask_alpha_on`; see `remasking.Remasking`.
+        guidance_scale (`float`): above 1 the prefix (the text around blanks, what an edit leaves) weighs more than it
+            does in the model, below 1 less; see `sampling.guide`. 1 is off. Any other value takes two forwards a step
+            where there is such text, the second with masks in its place. In a text of several windows it is the part
+            of the prefix that a window still holds; what earlier windows have written is not part of it.
         max_new_tokens (`int`, *optional*): by default as many as fill the row length of training. More than the model
             reads are written window by window, `stride` at a time (by default half of what a window holds), each with
             its own `steps`.
@@ -120,6 +125,7 @@ class DiffusionGenerationConfig(GenerationConfig):
     remask_t_on: float
     remask_t_off: float
     remask_alpha_on: float
+    guidance_scale: float
     stride: int | None
     batch_size: int
 
@@ -223,6 +229,7 @@ def _require_valid(settings: Mapping[str, Any]) -> None:
         settings["order"], settings["order_noise"], settings["order_from"], settings["min_gap"], remasking.rule
     )
     require_block_length(settings["block_length"])
+    require_guidance_scale(settings["guidance_scale"])
     for name in ("steps", "max_new_tokens", "stride", "num_return_sequences", "batch_size"):
         value = settings[name]
         optional = name in ("steps", "max_new_tokens", "stride")

@@ -199,6 +199,7 @@ def _make_candidate(
     canvas = Canvas(
         ids + closing,
         to_fill + [False] * len(closing),
+        given=[False] + [not fill for fill in to_fill[1:]] + [False] * len(closing),
         key=make_key("infill", seed, *[-1 if fill else token for token, fill in zip(ids, to_fill, strict=True)]),
         may_end=False,
     )

@@ -76,6 +76,9 @@ class GenerationSettings:
     remask_t_on: float | None = setting("remask_t_on", "Of --remask remdm_loop: where it begins.", "0.55")
     remask_t_off: float | None = setting("remask_t_off", "Of --remask remdm_loop: where it ends.", "0.05")
     remask_alpha_on: float | None = setting("remask_alpha_on", "Of --remask remdm_loop: share visible in it.", "0.9")
+    guidance_scale: float | None = setting(
+        "guidance_scale", "Above 1 the given text weighs more; takes two forwards a step.", "1.0"
+    )
     num_samples: int | None = setting("num_return_sequences", "Samples per text.", "1")
     batch_size: int | None = setting("batch_size", "Rows per call of the model; the text is the same.", "64")
     seed: int | None = field(
