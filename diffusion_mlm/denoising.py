@@ -20,6 +20,7 @@ from .denoising_loop import DenoisingLoop
 from .denoising_step import Constraint, EditLogits, GuideLogits, OnStep, PredictLogits
 from .denoising_step import DenoisingStep as DenoisingStep
 from .remasking import Remasking
+from .repetition import Repetition
 from .reveal_plan import make_plan
 from .sampling import Sampling
 from .schedules import Schedule, get_schedule
@@ -51,6 +52,7 @@ def denoise(
     defer_end: bool = False,
     guidance_scale: float = 1.0,
     condition: Tensor | None = None,
+    repetition: Repetition | None = None,
     edit_logits: EditLogits | None = None,
     guide_logits: GuideLogits | None = None,
     constraint: Constraint | None = None,
@@ -93,6 +95,9 @@ def denoise(
             takes a second forward a step, of the canvas with the condition masked, in the rows that have a condition.
         condition (`torch.Tensor` of shape `(batch, length)`, bool, *optional*): tokens that stay and are the condition
             of guidance. What is generated never is: once revealed, both forwards see it.
+        repetition (`Repetition`, *optional*): what stands on the canvas becomes less likely, or may not come again. If
+            n-grams are banned, the tokens of one step are drawn one after another, each knowing those before it, so
+            that no step repeats one either. Forbidden ids and ends are no part of an n-gram.
         edit_logits (`Callable`, *optional*): changes the logits before confidence, temperature and truncation, see
             `EditLogits`. It cannot bring a forbidden id back.
         guide_logits (`Callable`, *optional*): changes the logits of positions whose token is about to be drawn.
@@ -129,6 +134,8 @@ def denoise(
     _require_rows(canvas, to_fill, keys)
     require_order(order, order_noise, order_from, min_gap, remasking.rule)
     require_guidance_scale(guidance_scale)
+    repetition = Repetition() if repetition is None else repetition
+    require_repetition(repetition, order_from, remasking.rule)
     condition = _condition(condition, to_fill, guidance_scale)
     if adaptive is not None:
         require_adaptive(remasking, reveal_counts, steps, block_length)
@@ -168,6 +175,7 @@ def denoise(
         defer_end=defer_end,
         guidance_scale=guidance_scale,
         condition=condition,
+        repetition=repetition,
         edit_logits=edit_logits,
         guide_logits=guide_logits,
         constraint=constraint,
@@ -208,6 +216,15 @@ def require_guidance_scale(guidance_scale: float) -> None:
     number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
     if not number or not 0 <= guidance_scale < math.inf:
         raise ValueError(f"`guidance_scale` must be a finite number of at least 0, 1 for off, got {guidance_scale!r}.")
+
+
+def require_repetition(repetition: Repetition, order_from: str, remask: str) -> None:
+    """Raises ValueError if n-grams are banned, but tokens are drawn where they will not stand."""
+    if repetition.bans and (order_from == "sample" or remask == "low_confidence"):
+        raise ValueError(
+            f"`no_repeat_ngram_size` is {repetition.ngram_size}, but `order_from='sample'` and "
+            f"`remask='low_confidence'` draw tokens that they do not keep: choose others, or set it to 0."
+        )
 
 
 def require_adaptive(

@@ -74,6 +74,7 @@ def fill_canvases(
         defer_end=config.defer_end,
         guidance_scale=config.guidance_scale,
         condition=given.to(device),
+        repetition=config.to_repetition(),
         edit_logits=edit_logits if logits_processor else None,
         on_step=on_step,
         constraint=constraint,
