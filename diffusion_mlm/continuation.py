@@ -12,7 +12,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from .canvas import Canvas, closing_ids, encode_prefix, start_ids, training_facts
 from .constraints import Constraints, compile_constraints
-from .denoising_step import DenoisingStep
+from .denoising_step import DenoisingStep, GuideLogits
 from .filling import fill_canvases
 from .generation_config import DiffusionGenerationConfig
 from .modeling import context_length, end_token_id, forbidden_token_ids, require_mask_token, unwrap
@@ -103,6 +103,7 @@ def continue_texts(
     texts: list[Continuation],
     config: DiffusionGenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
+    guidance: GuideLogits | None = None,
 ) -> Iterator[tuple[DenoisingStep, list[slice]]]:
     """Continues a batch of texts to their ends; they hold the result.
 
@@ -116,7 +117,9 @@ def continue_texts(
         constraint = (
             RowConstraints(automata, list(places), config.to_sampling().is_greedy) if automata[0] is not None else None
         )
-        for step in fill_canvases(model, tokenizer, list(canvases), config, logits_processor, constraint=constraint):
+        for step in fill_canvases(
+            model, tokenizer, list(canvases), config, logits_processor, guidance, constraint=constraint
+        ):
             yield step, list(places)
         for row, (text, new) in enumerate(zip(going, places, strict=True)):
             text.close_window(step.canvas[row, new].tolist(), int(step.num_forwards[row]), end_id)

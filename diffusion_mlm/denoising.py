@@ -100,7 +100,8 @@ def denoise(
             that no step repeats one either. Forbidden ids and ends are no part of an n-gram.
         edit_logits (`Callable`, *optional*): changes the logits before confidence, temperature and truncation, see
             `EditLogits`. It cannot bring a forbidden id back.
-        guide_logits (`Callable`, *optional*): changes the logits of positions whose token is about to be drawn.
+        guide_logits (`Callable`, *optional*): changes the logits of positions whose token is about to be drawn. It
+            cannot bring back what is ruled out.
         constraint (`Constraint`, *optional*): restricts tokens so that the finished row satisfies it.
         on_step (`Callable`, *optional*): called with every step before it is yielded. It may return another canvas to
             go on with (only positions to fill may differ; `mask_id` there masks them again), or "finish": then one

@@ -252,9 +252,11 @@ class DenoisingLoop:
     def _draw(self, work: _Work, reveal: Tensor, logits: Tensor) -> Tensor:
         """A token for each position of `reveal`, (N,), from its logits, (N, V)."""
         share = (work.masked.sum(-1) / self.to_fill[work.rows].sum(-1))[reveal.nonzero()[:, 0]]
-        if not self.repetition.bans or len(logits) == 0:
+        judged = self.constraint is not None and self.guide_logits is not None
+        if not (self.repetition.bans or judged) or len(logits) == 0:
             return self._draw_together(work, reveal, logits, share)
-        # Tokens drawn together do not see each other. Here they must: one position of each row after another.
+        # Tokens drawn together do not see each other. Here they must: one position of each row after another. (Guided
+        # candidates are few: those of several positions may not go together under a constraint.)
         work = replace(work, canvas=work.canvas.clone(), masked=work.masked.clone())
         turn = reveal.long().cumsum(-1)  # (A, L)
         tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
@@ -270,7 +272,8 @@ class DenoisingLoop:
         """Tokens that do not see one another; `share` (N,) of the canvas was masked as the step began."""
         row, position = reveal.nonzero().unbind(-1)
         if self.guide_logits is not None and len(row) > 0:
-            logits = forbid(self.guide_logits(work.canvas[row], position, logits).float(), self.forbidden)
+            guided = self.guide_logits(work.canvas[row], position, logits).float()
+            logits = guided.masked_fill(logits.isneginf(), -math.inf)  # what is ruled out stays so
         u = uniform(fold_in(work.keys, _TOKEN), reveal.shape[1])[reveal]  # a position's number, whether used or not
         if self.constraint is None:
             return self.sampling.choose(logits, u, share)

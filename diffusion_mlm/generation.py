@@ -24,7 +24,9 @@ from .canvas import padding_id, without_start
 from .constraints import Constraints, completion_text
 from .continuation import Continuation, constrain, continue_texts, make_continuations
 from .denoising import DenoisingStep
+from .denoising_step import GuideLogits
 from .generation_config import DEFAULTS, DiffusionGenerationConfig
+from .guidance import require_guidance
 from .modeling import end_token_id, load_model, require_mask_token, unwrap
 from .tokenization import decode_text
 
@@ -121,6 +123,7 @@ def generate(
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
     constraints: Constraints | None = None,
+    guidance: GuideLogits | None = None,
     streamer: BaseStreamer | None = None,
     **settings: Any,
 ) -> DiffusionGenerationOutput:
@@ -137,6 +140,8 @@ def generate(
         logits_processor (`LogitsProcessorList`, *optional*): called before temperature and truncation with the canvas
             of each row of logits, `(N, L)`, and the logits, `(N, V)`; processors that work row by row are right.
         constraints (`Constraints`, *optional*): an expression, banned or allowed words that hold in every sample.
+        guidance (`Callable`, *optional*): changes the logits of tokens that are about to be drawn, such as a
+            `CandidateGuidance`; it gets each canvas `(N, L)`, the position `(N,)` and the logits `(N, V)`.
         streamer (`BaseStreamer`, *optional*): gets the ids of the prefix, after every step a draft of the new ones (if
             it has `put_draft`), and at last the new ids; one sample after another, whatever `batch_size`.
         **settings: of `DiffusionGenerationConfig`, for this call.
@@ -154,6 +159,7 @@ def generate(
         "generator": generator,
         "logits_processor": logits_processor,
         "constraints": constraints,
+        "guidance": guidance,
     }
     try:
         done = list(
@@ -178,6 +184,7 @@ def generate_each(
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
     constraints: Constraints | None = None,
+    guidance: GuideLogits | None = None,
     streamer: BaseStreamer | None = None,
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
@@ -188,6 +195,7 @@ def generate_each(
     tokens that are visible and of those there will be. The model stays in evaluation mode.
     """
     config = resolve_config(model, generation_config, settings)
+    require_guidance(guidance)
     texts = make_continuations(model, tokenizer, prefixes, config, resolve_seed(seed, generator))
     if constraints:
         constrain(model, tokenizer, texts, constraints)
@@ -200,7 +208,7 @@ def generate_each(
             batch = texts[start : start + batch_size]
             if streamer is not None:
                 streamer.put(torch.tensor(without_start(batch[0].prefix_ids, tokenizer), dtype=torch.int64))
-            for step, places in continue_texts(model, tokenizer, batch, config, logits_processor):
+            for step, places in continue_texts(model, tokenizer, batch, config, logits_processor, guidance):
                 if streamer is not None and hasattr(streamer, "put_draft"):
                     draft = batch[0].new_ids + step.canvas[0, places[0]].tolist()
                     streamer.put_draft(value=torch.tensor(draft))
@@ -228,6 +236,7 @@ def stream(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
+    guidance: GuideLogits | None = None,
     **settings: Any,
 ) -> Iterator[DenoisingStep]:
     """The steps by which `generate` fills one canvas, each with tensors of shape `(1, L)`; arguments as there.
@@ -236,8 +245,9 @@ def stream(
     evaluation mode.
     """
     config = resolve_config(model, generation_config, settings).updated(num_return_sequences=1)
+    require_guidance(guidance)
     texts = make_continuations(model, tokenizer, [prefix], config, resolve_seed(seed, generator))
-    return (step for step, _ in continue_texts(model, tokenizer, texts, config, logits_processor))
+    return (step for step, _ in continue_texts(model, tokenizer, texts, config, logits_processor, guidance))
 
 
 def resolve_config(

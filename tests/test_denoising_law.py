@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion_mlm.denoising import DenoisingStep, denoise
+from diffusion_mlm.guidance import CandidateGuidance
 from diffusion_mlm.randomness import fold_in, uniform
 from diffusion_mlm.remasking import REMASKS, Remasking
 from diffusion_mlm.sampling import Sampling
@@ -146,6 +147,20 @@ def test_guidance_by_given_words_samples_the_guided_law_as_computed(scale):
     assert is_drawn_from(law, between)
     truth = TRUTH[(TEXTS[:, given] == start[given]).all(-1)]
     assert is_drawn_from(truth / truth.sum(), between) == (scale == 1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_guidance_by_the_exact_score_samples_the_law_given_what_is_asked_for(order):
+    """Asked for: word 2 stands twice or more. log p(that | canvas) is summed from the truth."""
+    asked_for = TEXTS.eq(2).sum(-1) >= 2
+    agrees = ((CONTEXTS[:, None] == TEXTS) | (CONTEXTS[:, None] == MASK)).all(-1).double()  # (1024, 243)
+    log_p = (agrees @ (TRUTH * asked_for)).log() - (agrees @ TRUTH).log()
+    guidance = CandidateGuidance(lambda canvases: log_p[canvases @ PLACE_VALUE], num_candidates=3)
+    texts = sample(20_000, seed=60 + ORDERS.index(order), order=order, guide_logits=guidance)
+    assert asked_for[texts].all()
+    law = TRUTH[asked_for] / TRUTH[asked_for].sum()
+    place = asked_for.long().cumsum(0) - 1
+    assert is_drawn_from(law, place[texts])
 
 
 # --- T5: what parallel steps cost, by enumeration --------------------------------------------------------------------

@@ -210,7 +210,7 @@ def test_stories_repeat_no_ngram(stories: tuple[Any, Any], steps: int | None) ->
             assert sample.text.startswith(prefix)
 
 
-@settings(properties, max_examples=20)
+@settings(properties, max_examples=12)
 @given(
     prefixes=st.lists(st.sampled_from(["", "One day", "The fox saw the dog", "day day"]), min_size=1, max_size=4),
     order=st.sampled_from(ORDERS),
