@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public names and where they live. They are imported when first used, so that `import diffusion_mlm` and `--help` are
 # quick: transformers takes seconds.
 _EXPORTS = {
+    "CandidateGuidance": "guidance",
     "Constraints": "constraints",
     "DataCollatorForMaskedDiffusion": "data_collator",
     "DiffusionGenerationConfig": "generation_config",
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .generation import load_generator as load_generator
     from .generation import stream as stream
     from .generation_config import DiffusionGenerationConfig as DiffusionGenerationConfig
+    from .guidance import CandidateGuidance as CandidateGuidance
     from .infilling import infill as infill
     from .modeling import load_model as load_model
     from .trainer import DiffusionTrainer as DiffusionTrainer

@@ -20,12 +20,15 @@ class Canvas:
     Attributes:
         ids (`list[int]`): whatever stands where `to_fill` is True does not matter.
         to_fill (`list[bool]`): positions to generate.
+        given (`list[bool]`): what the caller wants to stand there: a prefix, the text around blanks, what an edit
+            leaves. Neither start and closing tokens nor what earlier windows wrote. It is the condition of guidance.
         key (`int`): of its randomness; equal canvases with equal keys come out equal.
         may_end (`bool`): whether the text may end in what is generated, if the model writes ends at all.
     """
 
     ids: list[int]
     to_fill: list[bool]
+    given: list[bool]
     key: int
     may_end: bool = True
 

@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from .canvas import Canvas, closing_ids, encode_prefix, start_ids, training_facts
 from .constraints import Constraints, compile_constraints
-from .denoising_step import DenoisingStep
+from .denoising_step import DenoisingStep, GuideLogits
 from .filling import fill_canvases
 from .generation_config import DiffusionGenerationConfig
 from .modeling import context_length, end_token_id, forbidden_token_ids, require_mask_token, unwrap
@@ -76,16 +76,21 @@ class Continuation:
         Beyond what one window holds, the last tokens so far stay as what is given and `stride` more are generated
         behind them (as in MDLM, arXiv:2406.07524).
         """
-        given, num_new = self.prefix_ids, self.num_new
+        num_prefix, num_new = len(self.prefix_ids), self.num_new
+        visible = self.prefix_ids
         if not self.fits:
             num_new = min(self.stride, self.num_new - len(self.new_ids))
             text = self.prefix_ids[self.num_start :] + self.new_ids
             room = self.window - self.num_start - num_new - len(self.closing)
-            given = self.prefix_ids[: self.num_start] + text[max(len(text) - room, 0) :]
-        to_fill = [False] * len(given) + [True] * num_new + [False] * len(self.closing)
+            cut = max(len(text) - room, 0)
+            visible = self.prefix_ids[: self.num_start] + text[cut:]
+            num_prefix = max(num_prefix - cut, self.num_start)
+        to_fill = [False] * len(visible) + [True] * num_new + [False] * len(self.closing)
+        given = [self.num_start <= place < num_prefix for place in range(len(to_fill))]
         # The key of the first window is that of a text of one window.
         key = make_key("generate", self.seed, *self.prefix_ids, *([len(self.new_ids)] if self.new_ids else []))
-        return Canvas(given + [0] * num_new + self.closing, to_fill, key), slice(len(given), len(given) + num_new)
+        new = slice(len(visible), len(visible) + num_new)
+        return Canvas(visible + [0] * num_new + self.closing, to_fill, given, key), new
 
     def close_window(self, new_ids: list[int], num_forwards: int, end_id: int | None) -> None:
         """Takes over what a window has brought."""
@@ -100,6 +105,7 @@ def continue_texts(
     texts: list[Continuation],
     config: DiffusionGenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
+    guidance: GuideLogits | None = None,
     on_step: OnTextStep | None = None,
 ) -> Iterator[tuple[DenoisingStep, list[slice]]]:
     """Continues a batch of texts to their ends; they hold the result. `on_step` is asked about each text by itself.
@@ -116,7 +122,7 @@ def continue_texts(
         )
         asked = RowSteps(on_step, [len(canvas.ids) for canvas in canvases]) if on_step is not None else None
         hooks: dict[str, Any] = {"on_step": asked, "constraint": constraint}
-        for step in fill_canvases(model, tokenizer, list(canvases), config, logits_processor, **hooks):
+        for step in fill_canvases(model, tokenizer, list(canvases), config, logits_processor, guidance, **hooks):
             yield step, list(places)
         for row, (text, new) in enumerate(zip(going, places, strict=True)):
             text.close_window(step.canvas[row, new].tolist(), int(step.num_forwards[row]), end_id)

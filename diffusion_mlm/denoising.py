@@ -20,6 +20,7 @@ from .denoising_loop import DenoisingLoop
 from .denoising_step import Constraint, EditLogits, GuideLogits, OnStep, PredictLogits
 from .denoising_step import DenoisingStep as DenoisingStep
 from .remasking import Remasking
+from .repetition import Repetition
 from .reveal_plan import make_plan
 from .sampling import Sampling
 from .schedules import Schedule, get_schedule
@@ -49,6 +50,9 @@ def denoise(
     end_id: int | None = None,
     may_end: Tensor | None = None,
     defer_end: bool = False,
+    guidance_scale: float = 1.0,
+    condition: Tensor | None = None,
+    repetition: Repetition | None = None,
     edit_logits: EditLogits | None = None,
     guide_logits: GuideLogits | None = None,
     constraint: Constraint | None = None,
@@ -58,7 +62,7 @@ def denoise(
 
     Every row has its own plan and its own randomness, so it comes out the same whatever the other rows are. A row
     makes min(`steps`, its masks) forwards, or exactly `steps` with remasking, and is not sent to the model when done.
-    It makes fewer if `adaptive` says so, or if the text ends before the row does.
+    It makes fewer if `adaptive` says so, or if the text ends before the row does, and twice as many with guidance.
 
     Args:
         predict_logits (`Callable`): the model, see `PredictLogits`. It sees the rows not yet done, and only the logits
@@ -87,9 +91,17 @@ def denoise(
         may_end (`torch.Tensor` of shape `(batch, length)`, bool, *optional*): where `end_id` may be generated.
         defer_end (`bool`): leaves `end_id` out of the scores of the order, so that ends are not revealed first only
             because the model is sure that a text is over after its last position.
+        guidance_scale (`float`): how much `condition` weighs, 1 as in the model, see `sampling.guide`. Any other value
+            takes a second forward a step, of the canvas with the condition masked, in the rows that have a condition.
+        condition (`torch.Tensor` of shape `(batch, length)`, bool, *optional*): tokens that stay and are the condition
+            of guidance. What is generated never is: once revealed, both forwards see it.
+        repetition (`Repetition`, *optional*): what stands on the canvas becomes less likely, or may not come again. If
+            n-grams are banned, the tokens of one step are drawn one after another, each knowing those before it, so
+            that no step repeats one either. Forbidden ids and ends are no part of an n-gram.
         edit_logits (`Callable`, *optional*): changes the logits before confidence, temperature and truncation, see
             `EditLogits`. It cannot bring a forbidden id back.
-        guide_logits (`Callable`, *optional*): changes the logits of positions whose token is about to be drawn.
+        guide_logits (`Callable`, *optional*): changes the logits of positions whose token is about to be drawn. It
+            cannot bring back what is ruled out.
         constraint (`Constraint`, *optional*): restricts tokens so that the finished row satisfies it.
         on_step (`Callable`, *optional*): called with every step before it is yielded. It may return another canvas to
             go on with (only positions to fill may differ; `mask_id` there masks them again), or "finish": then one
@@ -123,6 +135,10 @@ def denoise(
     remasking = remask if isinstance(remask, Remasking) else Remasking(remask)
     _require_rows(canvas, to_fill, keys)
     require_order(order, order_noise, order_from, min_gap, remasking.rule)
+    require_guidance_scale(guidance_scale)
+    repetition = Repetition() if repetition is None else repetition
+    require_repetition(repetition, order_from, remasking.rule)
+    condition = _condition(condition, to_fill, guidance_scale)
     if adaptive is not None:
         require_adaptive(remasking, reveal_counts, steps, block_length)
     draws_first = order_from == "sample" or remasking.rule == "low_confidence"
@@ -159,6 +175,9 @@ def denoise(
         end_id=end_id,
         may_end=may_end,
         defer_end=defer_end,
+        guidance_scale=guidance_scale,
+        condition=condition,
+        repetition=repetition,
         edit_logits=edit_logits,
         guide_logits=guide_logits,
         constraint=constraint,
@@ -177,6 +196,37 @@ def _require_rows(canvas: Tensor, to_fill: Tensor, keys: Tensor) -> None:
         )
     if keys.shape != canvas.shape[:1] or keys.dtype != torch.int64:
         raise ValueError(f"`keys` must be int64, one per row ({len(canvas)}), got {keys.dtype} {tuple(keys.shape)}.")
+
+
+def _condition(condition: Tensor | None, to_fill: Tensor, guidance_scale: float) -> Tensor:
+    if condition is None:
+        if guidance_scale != 1:
+            raise ValueError(
+                f"`guidance_scale` is {guidance_scale!r}, but there is no `condition` to guide by: pass it."
+            )
+        return torch.zeros_like(to_fill)
+    if condition.shape != to_fill.shape or condition.dtype != torch.bool or bool((condition & to_fill).any()):
+        raise ValueError(
+            f"`condition` must be bool, shaped like `to_fill` {tuple(to_fill.shape)}, and False where that is True; "
+            f"got {condition.dtype} {tuple(condition.shape)}."
+        )
+    return condition.clone()
+
+
+def require_guidance_scale(guidance_scale: float) -> None:
+    """Raises ValueError unless it is a finite number of at least 0."""
+    number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
+    if not number or not 0 <= guidance_scale < math.inf:
+        raise ValueError(f"`guidance_scale` must be a finite number of at least 0, 1 for off, got {guidance_scale!r}.")
+
+
+def require_repetition(repetition: Repetition, order_from: str, remask: str) -> None:
+    """Raises ValueError if n-grams are banned, but tokens are drawn where they will not stand."""
+    if repetition.bans and (order_from == "sample" or remask == "low_confidence"):
+        raise ValueError(
+            f"`no_repeat_ngram_size` is {repetition.ngram_size}, but `order_from='sample'` and "
+            f"`remask='low_confidence'` draw tokens that they do not keep: choose others, or set it to 0."
+        )
 
 
 def require_adaptive(

@@ -10,8 +10,9 @@ from torch import Tensor
 from .denoising_step import Constraint, DenoisingStep, EditLogits, GuideLogits, OnStep, PredictLogits
 from .randomness import fold_in, gumbel, uniform
 from .remasking import Remasking
+from .repetition import Repetition
 from .reveal_plan import RevealPlan
-from .sampling import Sampling, forbid, log_probabilities
+from .sampling import Sampling, forbid, guide, log_probabilities
 from .unmasking import (
     ORDERS_BEFORE_LOGITS,
     AdaptiveCount,
@@ -72,6 +73,9 @@ class DenoisingLoop:
     end_id: int | None
     may_end: Tensor | None
     defer_end: bool
+    guidance_scale: float
+    condition: Tensor
+    repetition: Repetition
     edit_logits: EditLogits | None
     guide_logits: GuideLogits | None
     constraint: Constraint | None
@@ -84,6 +88,9 @@ class DenoisingLoop:
         self.finishing = torch.zeros(len(self.canvas), dtype=torch.bool, device=self.canvas.device)  # told to
         self.vocab_size = 0  # the first logits tell
         self.rested = self.finishing  # rows of which all that was left has been revealed at once
+        self.guided = self.condition.any(-1) & (self.guidance_scale != 1)
+        ends = self.forbidden.new_tensor([] if self.end_id is None else [self.end_id])
+        self.no_text = torch.cat([self.forbidden, ends])
 
     @torch.no_grad()
     def run(self) -> Iterator[DenoisingStep]:
@@ -174,7 +181,7 @@ class DenoisingLoop:
         self.canvas = self.canvas.index_copy(0, work.rows, canvas)
         self.confidence = self.confidence.index_copy(0, work.rows, sure)
         self.is_masked = self.is_masked.index_copy(0, work.rows, masked)
-        self.num_forwards[work.rows] += 1
+        self.num_forwards[work.rows] += 1 + self.guided[work.rows].long()
         nowhere = torch.zeros_like(self.to_fill)
         return DenoisingStep(
             index=made,
@@ -188,35 +195,79 @@ class DenoisingLoop:
 
     def _logits(self, work: _Work, needed: Tensor) -> Tensor:
         """Logits of the positions `needed`, in row-major order, with all that may not be generated at -inf."""
-        logits = self.predict_logits(work.canvas.clone(), needed)
+        logits = self._predict(work.canvas.clone(), needed)
+        guided = self.guided[work.rows]
+        if bool(guided.any()):
+            blank = work.canvas.masked_fill(self.condition[work.rows], self.mask_id)
+            unconditional = self._predict(blank[guided], needed[guided])
+            of_guided = guided[needed.nonzero()[:, 0]]
+            logits[of_guided] = guide(logits[of_guided], unconditional, self.guidance_scale)
+        if len(logits) == 0:  # with remasking a step may reveal nothing
+            return logits
+        row, _ = needed.nonzero().unbind(-1)
+        if self.repetition.penalty != 1:
+            logits = self.repetition.penalize(logits, self._text(work)[row])
+        if self.edit_logits is not None:
+            logits = forbid(self.edit_logits(work.canvas[row], logits).float(), self.forbidden)
+        if self.end_id is not None and self.may_end is not None:
+            logits[~self.may_end[work.rows][needed], self.end_id] = -math.inf
+        return self._restrict(work, needed, logits)
+
+    def _predict(self, canvas: Tensor, needed: Tensor) -> Tensor:
+        """The model's logits, `(N, V)` float32, with forbidden ids at -inf."""
+        logits = self.predict_logits(canvas, needed)
         if logits.dim() != 2 or len(logits) != int(needed.sum()):
             expected = f"({int(needed.sum())}, vocabulary)"
             raise ValueError(f"`predict_logits` must return logits of shape {expected}, got {tuple(logits.shape)}.")
         self.vocab_size = logits.shape[-1]
-        logits = forbid(logits.float(), self.forbidden)
-        if len(logits) == 0:  # with remasking a step may reveal nothing
-            return logits
-        if self.edit_logits is not None:
-            logits = forbid(self.edit_logits(work.canvas[needed.nonzero()[:, 0]], logits).float(), self.forbidden)
-        if self.end_id is not None and self.may_end is not None:
-            logits[~self.may_end[work.rows][needed], self.end_id] = -math.inf
+        return forbid(logits.float(), self.forbidden)
+
+    def _text(self, work: _Work) -> Tensor:
+        """The canvases with -1 for what is no token of a text."""
+        return work.canvas.masked_fill(work.masked | torch.isin(work.canvas, self.no_text), -1)
+
+    def _restrict(self, work: _Work, wanted: Tensor, logits: Tensor) -> Tensor:
+        """Logits of the masked positions `wanted`, with what may not follow from the canvas as it stands at -inf."""
         if self.constraint is not None:
             allowed = [
                 self.constraint.allowed(row, canvas, masked)[wanted[masked]]
                 for row, canvas, masked, wanted in zip(
-                    work.rows.tolist(), work.canvas, work.masked, needed, strict=True
+                    work.rows.tolist(), work.canvas, work.masked, wanted, strict=True
                 )
+                if bool(wanted.any())
             ]
             logits = logits.masked_fill(~torch.cat(allowed).to(logits.device), -math.inf)
+        if self.repetition.bans:
+            row, position = wanted.nonzero().unbind(-1)
+            logits = self.repetition.ban(logits, self._text(work)[row], position)
         return logits
 
     def _draw(self, work: _Work, reveal: Tensor, logits: Tensor) -> Tensor:
         """A token for each position of `reveal`, (N,), from its logits, (N, V)."""
+        share = (work.masked.sum(-1) / self.to_fill[work.rows].sum(-1))[reveal.nonzero()[:, 0]]
+        judged = self.constraint is not None and self.guide_logits is not None
+        if not (self.repetition.bans or judged) or len(logits) == 0:
+            return self._draw_together(work, reveal, logits, share)
+        # Tokens drawn together do not see each other. Here they must: one position of each row after another. (Guided
+        # candidates are few: those of several positions may not go together under a constraint.)
+        work = replace(work, canvas=work.canvas.clone(), masked=work.masked.clone())
+        turn = reveal.long().cumsum(-1)  # (A, L)
+        tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
+        for index in range(1, int(turn.max()) + 1):
+            now = reveal & turn.eq(index)
+            those = now[reveal]
+            restricted = self._restrict(work, now, logits[those])
+            tokens[those] = self._draw_together(work, now, restricted, share[those])
+            work.canvas[now], work.masked[now] = tokens[those], False
+        return tokens
+
+    def _draw_together(self, work: _Work, reveal: Tensor, logits: Tensor, share: Tensor) -> Tensor:
+        """Tokens that do not see one another; `share` (N,) of the canvas was masked as the step began."""
         row, position = reveal.nonzero().unbind(-1)
         if self.guide_logits is not None and len(row) > 0:
-            logits = forbid(self.guide_logits(work.canvas[row], position, logits).float(), self.forbidden)
+            guided = self.guide_logits(work.canvas[row], position, logits).float()
+            logits = guided.masked_fill(logits.isneginf(), -math.inf)  # what is ruled out stays so
         u = uniform(fold_in(work.keys, _TOKEN), reveal.shape[1])[reveal]  # a position's number, whether used or not
-        share = (work.masked.sum(-1) / self.to_fill[work.rows].sum(-1))[row]
         if self.constraint is None:
             return self.sampling.choose(logits, u, share)
         both = torch.stack([self.sampling.filtered(logits, share), logits])  # (2, N, V)

@@ -44,7 +44,8 @@ class DenoisingStep:
         confidence (`torch.Tensor`, float32): probability that the model, untempered and untruncated, gave the token
             standing there when it was revealed; NaN where none was.
         is_masked (`torch.Tensor`, bool): positions still to be revealed after the step.
-        num_forwards (`torch.Tensor` of shape `(batch,)`, int64): forwards of the model so far on each row.
+        num_forwards (`torch.Tensor` of shape `(batch,)`, int64): forwards of the model so far on each row,
+            those without the condition of guidance included.
     """
 
     index: int

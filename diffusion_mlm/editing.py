@@ -12,6 +12,7 @@ from torch import nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from .canvas import Canvas, closing_of_whole_text, without_start
+from .denoising_step import GuideLogits
 from .filling import fill_canvases
 from .generation import resolve_config, resolve_seed
 from .generation_config import DiffusionGenerationConfig
@@ -53,6 +54,7 @@ def edit(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
+    guidance: GuideLogits | None = None,
     **settings: Any,
 ) -> list[EditedText]:
     """Varies texts: enters the reverse process where a share `strength` of the tokens is masked.
@@ -61,8 +63,8 @@ def edit(
     are not masked come back as they were.
 
     Args:
-        model, tokenizer, generation_config, seed, generator, logits_processor, settings: as for `generate`.
-            `max_new_tokens` has no meaning here.
+        model, tokenizer, generation_config, seed, generator, logits_processor, guidance, settings: as for
+            `generate`. `max_new_tokens` has no meaning here.
         texts (`str` or sequence of them): what is edited.
         strength (`float`): share of the unprotected tokens that are masked, in (0, 1]; at least one is.
         protect (sequence of `str`): pieces of text that stay, wherever they occur.
@@ -97,7 +99,9 @@ def edit(
     try:
         for first in range(0, len(jobs), config.batch_size):
             batch = jobs[first : first + config.batch_size]
-            *_, step = fill_canvases(model, tokenizer, [job.canvas for job in batch], config, logits_processor)
+            *_, step = fill_canvases(
+                model, tokenizer, [job.canvas for job in batch], config, logits_processor, guidance
+            )
             for place, job in enumerate(batch):
                 row = step.canvas[place, : len(job.canvas.ids)].tolist()
                 results.append(_finish(tokenizer, job, row, int(step.num_forwards[place])))
@@ -157,8 +161,10 @@ def _make_job(
         raise ValueError(
             f"`texts` holds a text of {len(ids)} tokens, but this model reads {limit - 2}. Edit it in parts."
         )
-    to_fill = [False] + [place in chosen for place in range(len(ids))] + [False] * len(closing)
-    return _Job(text, spans, Canvas([start, *ids, *closing], to_fill, key, may_end=False), seed)
+    masked = [place in chosen for place in range(len(ids))]
+    to_fill = [False, *masked] + [False] * len(closing)
+    given = [False] + [not mask for mask in masked] + [False] * len(closing)
+    return _Job(text, spans, Canvas([start, *ids, *closing], to_fill, given, key, may_end=False), seed)
 
 
 def _finish(tokenizer: PreTrainedTokenizerBase, job: _Job, row: list[int], num_forwards: int) -> EditedText:

@@ -8,8 +8,9 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from .canvas import Canvas, padding_id, training_facts
 from .denoising import DenoisingStep, OnStep, denoise
-from .denoising_step import Constraint
+from .denoising_step import Constraint, GuideLogits
 from .generation_config import DiffusionGenerationConfig
+from .guidance import require_guidance
 from .modeling import end_token_id, forbidden_token_ids, logits_at, require_mask_token, unwrap
 
 _PADDING = -1  # no token: a tokenizer's padding may be its end token too, which stands in text
@@ -21,22 +22,25 @@ def fill_canvases(
     canvases: list[Canvas],
     config: DiffusionGenerationConfig,
     logits_processor: LogitsProcessorList | None = None,
+    guidance: GuideLogits | None = None,
     on_step: OnStep | None = None,
     constraint: Constraint | None = None,
 ) -> Iterator[DenoisingStep]:
     """The steps that fill a batch of canvases; beyond the end of a shorter one its row holds -1.
 
-    The model is put into evaluation mode, and stays there.
+    The model is put into evaluation mode, and stays there. `guidance` sees every canvas as it is alone, without -1.
     """
+    require_guidance(guidance)
     parameter = next(model.parameters(), None)
     device = parameter.device if parameter is not None else getattr(model, "device", None)
     mask_id, padding = require_mask_token(tokenizer, "tokenizer"), padding_id(tokenizer)
     ids = torch.full((len(canvases), max(len(canvas.ids) for canvas in canvases)), _PADDING)
     to_fill = torch.zeros(ids.shape, dtype=torch.bool)
-    may_end = torch.zeros_like(to_fill)
+    given, may_end = torch.zeros_like(to_fill), torch.zeros_like(to_fill)
     for row, canvas in enumerate(canvases):
         ids[row, : len(canvas.ids)] = torch.tensor(canvas.ids)
         to_fill[row, : len(canvas.ids)] = torch.tensor(canvas.to_fill)
+        given[row, : len(canvas.ids)] = torch.tensor(canvas.given)
         may_end[row] = canvas.may_end
 
     def predict_logits(canvas: Tensor, needed: Tensor) -> Tensor:
@@ -46,6 +50,17 @@ def fill_canvases(
 
     def edit_logits(canvas: Tensor, logits: Tensor) -> Tensor:
         return logits_processor(canvas.masked_fill(canvas.eq(_PADDING), padding), logits)  # type: ignore[misc, arg-type]
+
+    def guide_logits(canvas: Tensor, position: Tensor, logits: Tensor) -> Tensor:
+        guided, lengths = torch.empty_like(logits), canvas.ne(_PADDING).sum(-1)
+        for length in lengths.unique().tolist():
+            rows = lengths == length
+            found = guidance(canvas[rows, :length], position[rows], logits[rows])  # type: ignore[misc]
+            if not isinstance(found, Tensor) or found.shape != logits[rows].shape:
+                expected = tuple(logits[rows].shape)
+                raise ValueError(f"`guidance` must return logits of shape {expected}, as it gets them.")
+            guided[rows] = found.to(guided)
+        return guided
 
     model.eval()
     vocab_size = getattr(getattr(unwrap(model), "config", None), "vocab_size", len(tokenizer))
@@ -71,7 +86,11 @@ def fill_canvases(
         end_id=end_token_id(tokenizer) if writes_ends else None,
         may_end=may_end.to(device),
         defer_end=config.defer_end,
+        guidance_scale=config.guidance_scale,
+        condition=given.to(device),
+        repetition=config.to_repetition(),
         edit_logits=edit_logits if logits_processor else None,
+        guide_logits=guide_logits if guidance is not None else None,
         on_step=on_step,
         constraint=constraint,
     )

@@ -24,7 +24,9 @@ from .canvas import padding_id, without_start
 from .constraints import Constraints, completion_text
 from .continuation import Continuation, constrain, continue_texts, make_continuations
 from .denoising import DenoisingStep
+from .denoising_step import GuideLogits
 from .generation_config import DEFAULTS, DiffusionGenerationConfig
+from .guidance import require_guidance
 from .modeling import end_token_id, load_model, require_mask_token, unwrap
 from .row_steps import OnTextStep
 from .tokenization import decode_text
@@ -38,7 +40,7 @@ class GeneratedText:
         prefix, completion, text (`str`): `text` is `prefix` + `completion`, the prefix byte for byte as given.
         token_ids (`list[int]`): the new tokens, up to the first `</s>` and without it.
         seed (`int`): passing it with the same prefix and settings gives this sample again.
-        num_forwards (`int`): calls of the model on this row.
+        num_forwards (`int`): calls of the model on this row; two a step with `guidance_scale`.
         tokens_per_forward (`float`): new tokens (`</s>` and what follows it included) per forward.
         finished (`bool`): whether the model ended the text with `</s>`.
     """
@@ -122,6 +124,7 @@ def generate(
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
     constraints: Constraints | None = None,
+    guidance: GuideLogits | None = None,
     streamer: BaseStreamer | None = None,
     on_step: OnTextStep | None = None,
     **settings: Any,
@@ -139,6 +142,8 @@ def generate(
         logits_processor (`LogitsProcessorList`, *optional*): called before temperature and truncation with the canvas
             of each row of logits, `(N, L)`, and the logits, `(N, V)`; processors that work row by row are right.
         constraints (`Constraints`, *optional*): an expression, banned or allowed words that hold in every sample.
+        guidance (`Callable`, *optional*): changes the logits of tokens that are about to be drawn, such as a
+            `CandidateGuidance`; it gets each canvas `(N, L)`, the position `(N,)` and the logits `(N, V)`.
         streamer (`BaseStreamer`, *optional*): gets the ids of the prefix, after every step a draft of the new ones (if
             it has `put_draft`), and at last the new ids; one sample after another, whatever `batch_size`.
         on_step (`Callable`, *optional*): called after every step of every text, with that text alone as `stream` shows
@@ -163,6 +168,7 @@ def generate(
         "logits_processor": logits_processor,
         "constraints": constraints,
         "on_step": on_step,
+        "guidance": guidance,
     }
     try:
         done = list(
@@ -187,6 +193,7 @@ def generate_each(
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
     constraints: Constraints | None = None,
+    guidance: GuideLogits | None = None,
     streamer: BaseStreamer | None = None,
     on_step: OnTextStep | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -198,6 +205,7 @@ def generate_each(
     tokens that are visible and of those there will be. The model stays in evaluation mode.
     """
     config = resolve_config(model, generation_config, settings)
+    require_guidance(guidance)
     texts = make_continuations(model, tokenizer, prefixes, config, resolve_seed(seed, generator))
     if constraints:
         constrain(model, tokenizer, texts, constraints)
@@ -210,7 +218,7 @@ def generate_each(
             batch = texts[start : start + batch_size]
             if streamer is not None:
                 streamer.put(torch.tensor(without_start(batch[0].prefix_ids, tokenizer), dtype=torch.int64))
-            for step, places in continue_texts(model, tokenizer, batch, config, logits_processor, on_step):
+            for step, places in continue_texts(model, tokenizer, batch, config, logits_processor, guidance, on_step):
                 if streamer is not None and hasattr(streamer, "put_draft"):
                     draft = batch[0].new_ids + step.canvas[0, places[0]].tolist()
                     streamer.put_draft(value=torch.tensor(draft))
@@ -239,6 +247,7 @@ def stream(
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
     constraints: Constraints | None = None,
+    guidance: GuideLogits | None = None,
     on_step: OnTextStep | None = None,
     **settings: Any,
 ) -> Iterator[DenoisingStep]:
@@ -248,10 +257,11 @@ def stream(
     step is part of it. The model stays in evaluation mode.
     """
     config = resolve_config(model, generation_config, settings).updated(num_return_sequences=1)
+    require_guidance(guidance)
     texts = make_continuations(model, tokenizer, [prefix], config, resolve_seed(seed, generator))
     if constraints:
         constrain(model, tokenizer, texts, constraints)
-    return (step for step, _ in continue_texts(model, tokenizer, texts, config, logits_processor, on_step))
+    return (step for step, _ in continue_texts(model, tokenizer, texts, config, logits_processor, guidance, on_step))
 
 
 def resolve_config(

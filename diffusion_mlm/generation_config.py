@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from .denoising import require_adaptive, require_order
+from .denoising import require_adaptive, require_guidance_scale, require_order, require_repetition
 from .remasking import Remasking
+from .repetition import Repetition
 from .reveal_plan import require_block_length
 from .sampling import Sampling
 from .schedules import get_schedule
@@ -40,6 +41,9 @@ DEFAULTS: dict[str, Any] = {
     "remask_t_on": 0.55,
     "remask_t_off": 0.05,
     "remask_alpha_on": 0.9,
+    "guidance_scale": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
     "max_new_tokens": None,
     "stride": None,
     "num_return_sequences": 1,
@@ -91,6 +95,14 @@ class DiffusionGenerationConfig(GenerationConfig):
         remask (`str`): what is masked again: `none`; `renoise`, the learning guide's loop; `low_confidence`;
             `remdm_cap`, `remdm_rescale`, `remdm_conf`, `remdm_loop`, with `remask_eta`, `remask_t_on`, `remask_t_off`,
             `remask_alpha_on`; see `remasking.Remasking`.
+        guidance_scale (`float`): above 1 the prefix (the text around blanks, what an edit leaves) weighs more than it
+            does in the model, below 1 less; see `sampling.guide`. 1 is off. Any other value takes two forwards a step
+            where there is such text, the second with masks in its place. In a text of several windows it is the part
+            of the prefix that a window still holds; what earlier windows have written is not part of it.
+        repetition_penalty (`float`): above 1 what stands on the canvas, left or right, becomes less likely; 1 is off.
+        no_repeat_ngram_size (`int`): no n-gram of so many tokens comes twice in what the model reads at once (a text
+            of one window; the prefix counts), whatever the number of steps, unless every token that is possible at a
+            position would repeat one. 0 is off. For both see `repetition.Repetition`.
         max_new_tokens (`int`, *optional*): by default as many as fill the row length of training. More than the model
             reads are written window by window, `stride` at a time (by default half of what a window holds), each with
             its own `steps`.
@@ -120,6 +132,9 @@ class DiffusionGenerationConfig(GenerationConfig):
     remask_t_on: float
     remask_t_off: float
     remask_alpha_on: float
+    guidance_scale: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
     stride: int | None
     batch_size: int
 
@@ -170,6 +185,10 @@ class DiffusionGenerationConfig(GenerationConfig):
         """What is masked again."""
         return _remasking(vars(self))
 
+    def to_repetition(self) -> Repetition:
+        """What may not, or should not, come again."""
+        return _repetition(vars(self))
+
     def to_adaptive(self) -> AdaptiveCount | None:
         """How many are revealed, if the model decides."""
         return _adaptive(vars(self))
@@ -183,6 +202,10 @@ def _sampling(settings: Mapping[str, Any]) -> Sampling:
 def _remasking(settings: Mapping[str, Any]) -> Remasking:
     names = ("eta", "t_on", "t_off", "alpha_on")
     return Remasking(settings["remask"], **{name: settings[f"remask_{name}"] for name in names})
+
+
+def _repetition(settings: Mapping[str, Any]) -> Repetition:
+    return Repetition(settings["repetition_penalty"], settings["no_repeat_ngram_size"])
 
 
 def _adaptive(settings: Mapping[str, Any]) -> AdaptiveCount | None:
@@ -223,6 +246,8 @@ def _require_valid(settings: Mapping[str, Any]) -> None:
         settings["order"], settings["order_noise"], settings["order_from"], settings["min_gap"], remasking.rule
     )
     require_block_length(settings["block_length"])
+    require_guidance_scale(settings["guidance_scale"])
+    require_repetition(_repetition(settings), settings["order_from"], remasking.rule)
     for name in ("steps", "max_new_tokens", "stride", "num_return_sequences", "batch_size"):
         value = settings[name]
         optional = name in ("steps", "max_new_tokens", "stride")

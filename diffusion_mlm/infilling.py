@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from .canvas import Canvas, closing_of_whole_text, training_facts, without_start
+from .denoising_step import GuideLogits
 from .evaluation.likelihood import bound_of_rows
 from .filling import fill_canvases
 from .generation import resolve_config, resolve_seed
@@ -102,14 +103,15 @@ def infill(
     seed: int | None = None,
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
+    guidance: GuideLogits | None = None,
     draws: int = 16,
     **settings: Any,
 ) -> list[InfilledText]:
     """Fills the blanks of each template; what stands around them comes back byte for byte.
 
     Args:
-        model, tokenizer, generation_config, seed, generator, logits_processor, settings: as for `generate`.
-            `max_new_tokens` has no meaning here.
+        model, tokenizer, generation_config, seed, generator, logits_processor, guidance, settings: as for
+            `generate`. `max_new_tokens` has no meaning here.
         templates (`str` or sequence of them): see `parse_template`. Blanks of unknown length are tried at several
             lengths, and the text of the least likelihood bound per token is kept.
         draws (`int`): masks per text for that bound.
@@ -138,7 +140,7 @@ def infill(
                 candidates.append(_make_candidate(model, tokenizer, template, pieces, lengths, own))
     was_training = model.training
     try:
-        texts = _fill(model, tokenizer, candidates, config, logits_processor, draws)
+        texts = _fill(model, tokenizer, candidates, config, logits_processor, guidance, draws)
     finally:
         model.train(was_training)
     return [min(group, key=lambda text: text.nelbo_nats_per_token or 0.0) for group in texts]
@@ -199,6 +201,7 @@ def _make_candidate(
     canvas = Canvas(
         ids + closing,
         to_fill + [False] * len(closing),
+        given=[False] + [not fill for fill in to_fill[1:]] + [False] * len(closing),
         key=make_key("infill", seed, *[-1 if fill else token for token, fill in zip(ids, to_fill, strict=True)]),
         may_end=False,
     )
@@ -211,13 +214,16 @@ def _fill(
     candidates: list[_Candidate],
     config: DiffusionGenerationConfig,
     logits_processor: LogitsProcessorList | None,
+    guidance: GuideLogits | None,
     draws: int,
 ) -> list[list[InfilledText]]:
     """The texts of all candidates, those of one sample together."""
     groups: dict[tuple[str, int], list[InfilledText]] = {}
     for first in range(0, len(candidates), config.batch_size):
         batch = candidates[first : first + config.batch_size]
-        *_, step = fill_canvases(model, tokenizer, [candidate.canvas for candidate in batch], config, logits_processor)
+        *_, step = fill_canvases(
+            model, tokenizer, [candidate.canvas for candidate in batch], config, logits_processor, guidance
+        )
         for place, candidate in enumerate(batch):
             row = step.canvas[place, : len(candidate.canvas.ids)]
             text = _finish(tokenizer, candidate, row.tolist(), int(step.num_forwards[place]))

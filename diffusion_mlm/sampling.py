@@ -1,7 +1,7 @@
 """Sampling: from logits to a token. Which positions are revealed is not decided here (see `unmasking`).
 
 Logits are `(rows, vocabulary)`, one row per position to fill. A filter returns the logits with what it drops at -inf,
-and never drops all of them. Order of work: forbid ids, temperature, one truncation, one draw.
+and never drops all of them. Order of work: forbid ids, guidance, temperature, one truncation, one draw.
 
 Every operation works on one row at a time, so a token does not depend on where in a batch its row stands.
 """
@@ -30,6 +30,29 @@ def forbid(logits: Tensor, token_ids: Tensor) -> Tensor:
     """
     inside = token_ids[(token_ids >= 0) & (token_ids < logits.shape[-1])]
     return logits.index_fill(-1, inside.to(logits.device), -math.inf)
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance: `unconditional + scale * (conditional - unconditional)`.
+
+    The probabilities are then proportional to p(v | condition) ** scale * p(v) ** (1 - scale): 1 is the model itself,
+    above 1 the condition weighs more than it does in the model, below 1 less, at 0 not at all. Where either is -inf
+    the conditional logit stands, so that what the condition rules out stays ruled out and no row gets empty.
+
+    Args:
+        conditional, unconditional (`torch.Tensor` of shape `(rows, vocabulary)`): logits of the same positions, with
+            the condition on the canvas and with masks in its place.
+        scale (`float`): transformers' `guidance_scale`; 1 + w in the papers.
+
+    Source: Ho and Salimans 2022, arXiv:2207.12598, equation 6; of discrete diffusion: Schiff et al. 2024 (D-CFG),
+    arXiv:2412.10193; with masks for the condition, so that nothing needs to be trained: Nie et al. 2024 (SMDM),
+    arXiv:2410.18514.
+
+    >>> guide(torch.tensor([[1.0, 0.0, -math.inf]]), torch.tensor([[0.0, 0.0, 0.0]]), scale=2.0)
+    tensor([[2., 0., -inf]])
+    """
+    stands = conditional.isneginf() | unconditional.isneginf()
+    return torch.where(stands, conditional, unconditional + scale * (conditional - unconditional))
 
 
 def log_probabilities(logits: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion_mlm.denoising import DenoisingStep, denoise
+from diffusion_mlm.guidance import CandidateGuidance
 from diffusion_mlm.randomness import fold_in, uniform
 from diffusion_mlm.remasking import REMASKS, Remasking
 from diffusion_mlm.sampling import Sampling
@@ -65,10 +66,11 @@ def g_statistic(counts: Tensor, law: Tensor) -> Tensor:
 
 @functools.cache
 def null_counts(law: tuple[float, ...], n: int) -> Tensor:
-    """Counts of the 243 texts in 500 samples of size `n` from `law` itself, (500, 243)."""
+    """Counts of the texts in 500 samples of size `n` from `law` itself, (500, texts)."""
     edges = torch.tensor(law, dtype=torch.float64).cumsum(0)
     samples = (torch.searchsorted(edges, uniform(fold_in(99, key), n)) for key in torch.arange(500))
-    return torch.stack([texts.clamp(max=242).bincount(minlength=243) for texts in samples]).double()
+    last = len(law) - 1
+    return torch.stack([texts.clamp(max=last).bincount(minlength=len(law)) for texts in samples]).double()
 
 
 def is_drawn_from(law: Tensor, texts: Tensor) -> bool:
@@ -76,7 +78,7 @@ def is_drawn_from(law: Tensor, texts: Tensor) -> bool:
 
     Raises an error if they disagree: then the sample is too small to tell.
     """
-    null, counts = null_counts(tuple(law.tolist()), len(texts)), texts.bincount(minlength=243).double()
+    null, counts = null_counts(tuple(law.tolist()), len(texts)), texts.bincount(minlength=len(law)).double()
     near, likely = (bool(d(counts, law) < d(null, law).quantile(0.99)) for d in (total_variation, g_statistic))
     if near != likely:
         raise RuntimeError("Total variation and G-test disagree.")
@@ -108,6 +110,57 @@ def test_the_order_from_the_sample_is_biased_as_computed():
 def test_a_low_temperature_is_noticed():
     texts = sample(20_000, seed=9, order="random", sampling=Sampling("topk", 0.8, top_k=0))
     assert not is_drawn_from(TRUTH, texts)
+
+
+# --- guidance --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", (0.0, 0.5, 1.0, 2.0, 3.5))
+def test_guidance_by_given_words_samples_the_guided_law_as_computed(scale):
+    """Words are given at both ends; those between come from the left, from p(v | both) ** w * p(v) ** (1 - w)."""
+    start = torch.tensor([2, MASK, MASK, MASK, 0])
+    given = start != MASK
+    texts = TEXTS[(TEXTS[:, given] == start[given]).all(-1)]  # (27, 5)
+    law, context = torch.ones(len(texts), dtype=torch.float64), start.expand(len(texts), -1).clone()
+    for position in (1, 2, 3):
+        conditional = CONDITIONALS[context @ PLACE_VALUE, position]
+        unconditional = CONDITIONALS[context.masked_fill(given, MASK) @ PLACE_VALUE, position]
+        guided = conditional**scale * unconditional ** (1 - scale)
+        law *= (guided / guided.sum(-1, keepdim=True)).gather(-1, texts[:, [position]]).squeeze(-1)
+        context[:, position] = texts[:, position]
+    assert law.sum().item() == pytest.approx(1)
+
+    canvas = start.expand(20_000, -1)
+    *_, last = denoise(
+        exact_logits,
+        canvas,
+        canvas.eq(MASK),
+        mask_id=MASK,
+        keys=fold_in(50, torch.arange(20_000)),
+        forbidden_ids=NO_IDS,
+        sampling=PLAIN,
+        order="left_to_right",
+        guidance_scale=scale,
+        condition=given.expand(20_000, -1),
+    )
+    between = last.canvas[:, 1:4] @ WORDS ** torch.arange(2, -1, -1)
+    assert is_drawn_from(law, between)
+    truth = TRUTH[(TEXTS[:, given] == start[given]).all(-1)]
+    assert is_drawn_from(truth / truth.sum(), between) == (scale == 1)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_guidance_by_the_exact_score_samples_the_law_given_what_is_asked_for(order):
+    """Asked for: word 2 stands twice or more. log p(that | canvas) is summed from the truth."""
+    asked_for = TEXTS.eq(2).sum(-1) >= 2
+    agrees = ((CONTEXTS[:, None] == TEXTS) | (CONTEXTS[:, None] == MASK)).all(-1).double()  # (1024, 243)
+    log_p = (agrees @ (TRUTH * asked_for)).log() - (agrees @ TRUTH).log()
+    guidance = CandidateGuidance(lambda canvases: log_p[canvases @ PLACE_VALUE], num_candidates=3)
+    texts = sample(20_000, seed=60 + ORDERS.index(order), order=order, guide_logits=guidance)
+    assert asked_for[texts].all()
+    law = TRUTH[asked_for] / TRUTH[asked_for].sum()
+    place = asked_for.long().cumsum(0) - 1
+    assert is_drawn_from(law, place[texts])
 
 
 # --- T5: what parallel steps cost, by enumeration --------------------------------------------------------------------

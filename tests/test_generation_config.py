@@ -35,6 +35,9 @@ OTHER_THAN_DEFAULT = {
     "temperature": 0.7,
     "top_k": 12,
     "top_p": 0.5,
+    "guidance_scale": 1.5,
+    "repetition_penalty": 1.2,
+    "no_repeat_ngram_size": 3,
     "max_new_tokens": 33,
     "num_return_sequences": 3,
     "batch_size": 2,
@@ -64,6 +67,9 @@ valid_settings = st.fixed_dictionaries(
         "temperature": st.floats(0, 1e6),
         "top_k": st.integers(0, 10**6),
         "top_p": st.floats(0, 1, exclude_min=True),
+        "guidance_scale": st.floats(0, 100),
+        "repetition_penalty": st.floats(0.1, 10),
+        "no_repeat_ngram_size": st.integers(0, 9),
         "max_new_tokens": st.none() | st.integers(1, 10**6),
         "num_return_sequences": st.integers(1, 1000),
         "batch_size": st.integers(1, 1000),
@@ -104,7 +110,7 @@ def test_unknown_name_is_refused_with_a_near_one(unknown: str, near: str) -> Non
         DiffusionGenerationConfig(**{unknown: 1})
 
 
-@pytest.mark.parametrize("name", ["xyzzy", "_xyzzy", "num_beams", "repetition_penalty"])
+@pytest.mark.parametrize("name", ["xyzzy", "_xyzzy", "num_beams", "length_penalty"])
 def test_name_without_meaning_here_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         DiffusionGenerationConfig(**{name: 2})

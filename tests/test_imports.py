@@ -23,6 +23,7 @@ MATHEMATICS = (
     "unmasking",
     "remasking",
     "reveal_plan",
+    "repetition",
     "denoising_step",
     "denoising_loop",
     "denoising",

@@ -77,6 +77,13 @@ class GenerationSettings:
     remask_t_on: float | None = setting("remask_t_on", "Of --remask remdm_loop: where it begins.", "0.55")
     remask_t_off: float | None = setting("remask_t_off", "Of --remask remdm_loop: where it ends.", "0.05")
     remask_alpha_on: float | None = setting("remask_alpha_on", "Of --remask remdm_loop: share visible in it.", "0.9")
+    guidance_scale: float | None = setting(
+        "guidance_scale", "Above 1 the given text weighs more; takes two forwards a step.", "1.0"
+    )
+    repetition_penalty: float | None = setting("repetition_penalty", "Above 1 against words that are there.", "1.0")
+    no_repeat_ngram_size: int | None = setting(
+        "no_repeat_ngram_size", "No n-gram of so many tokens comes twice; 0 is off.", "0"
+    )
     num_samples: int | None = setting("num_return_sequences", "Samples per text.", "1")
     batch_size: int | None = setting("batch_size", "Rows per call of the model; the text is the same.", "64")
     seed: int | None = field(
