@@ -5,6 +5,7 @@ tokens of the order are visible, the rest is masked. All canvases of a text are 
 the model in batches.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -191,6 +192,9 @@ def sampler_bound_of_rows(
     cross-entropy of a masked token when j are visible. With as many steps as tokens it is the negative ELBO; fewer
     cost more. It is about random order, temperature 1, no truncation and no remasking.
 
+    Only the tokens that a step reveals are scored in it. Scoring all that are masked has the same mean but more noise:
+    a surprising token costs much before others have told it, and little after, and one order counts it once.
+
     Args:
         steps (`int`), schedule (`str` or `Schedule`): the plan, see `schedules.unmask_counts`.
         orders (`int`): random orders per row that are averaged. The others as for `random_chains_of_rows`.
@@ -206,14 +210,10 @@ def sampler_bound_of_rows(
     keys = row_keys(seed, input_ids, maskable) if keys is None else keys
     totals = maskable.sum(-1).tolist()
     plans = {total: _plan(unmask_counts(schedule, total, steps)) for total in set(totals)}
-    canvases = torch.tensor([(row, seen, total) for row, total in enumerate(totals) for seen, _ in plans[total]])
-    revealed = torch.tensor([count for total in totals for _, count in plans[total]], dtype=torch.float64)
+    canvases = torch.tensor([(row, *step) for row, total in enumerate(totals) for step in plans[total]])
     nats = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
     if len(canvases) == 0:
         return nats
-    weight = (revealed / (canvases[:, 2] - canvases[:, 1])).to(
-        nats.device
-    )  # all masked tokens stand for those of step k
     for index in range(orders):
         of_canvas = canvas_nats(
             predict_logits,
@@ -225,14 +225,10 @@ def sampler_bound_of_rows(
             forbidden_ids=forbidden_ids,
             batch_size=batch_size,
         )
-        nats.index_add_(0, canvases[:, 0].to(nats.device), of_canvas * weight / orders)
+        nats.index_add_(0, canvases[:, 0].to(nats.device), of_canvas / orders)
     return nats
 
 
 def _plan(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """(visible before the step, revealed in it) of each step."""
-    visible, plan = 0, []
-    for count in counts:
-        plan.append((visible, count))
-        visible += count
-    return plan
+    """Tokens visible before each step and after it."""
+    return list(itertools.pairwise(itertools.accumulate(counts, initial=0)))
