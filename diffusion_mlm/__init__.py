@@ -20,6 +20,7 @@ _EXPORTS = {
     "infill": "infilling",
     "load_generator": "generation",
     "load_model": "modeling",
+    "score": "evaluation.scoring",
     "stream": "generation",
 }
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .constraints import Constraints as Constraints
     from .data_collator import DataCollatorForMaskedDiffusion as DataCollatorForMaskedDiffusion
     from .editing import edit as edit
+    from .evaluation.scoring import score as score
     from .evaluation.text_likelihood import evaluate_texts as evaluate_texts
     from .generation import DiffusionGenerationOutput as DiffusionGenerationOutput
     from .generation import generate as generate
