@@ -16,10 +16,12 @@ _EXPORTS = {
     "DiffusionTrainer": "trainer",
     "DiffusionTrainingArguments": "training_args",
     "edit": "editing",
+    "evaluate_texts": "evaluation.text_likelihood",
     "generate": "generation",
     "infill": "infilling",
     "load_generator": "generation",
     "load_model": "modeling",
+    "score": "evaluation.scoring",
     "stream": "generation",
 }
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from .constraints import Constraints as Constraints
     from .data_collator import DataCollatorForMaskedDiffusion as DataCollatorForMaskedDiffusion
     from .editing import edit as edit
+    from .evaluation.scoring import score as score
+    from .evaluation.text_likelihood import evaluate_texts as evaluate_texts
     from .generation import DiffusionGenerationOutput as DiffusionGenerationOutput
     from .generation import generate as generate
     from .generation import load_generator as load_generator

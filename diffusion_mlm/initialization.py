@@ -30,8 +30,8 @@ def start_at_neighbors(model: PreTrainedModel, peak: float = 10.0) -> None:
     Position i is embedded as the sines and cosines of `w_k i` in the first dimensions, as many as a head has, where
     words start at 0. There the key is the identity and the query of a head turns each pair by `w_k` times its offset,
     so that a score is `sum_k cos(w_k (i + offset - j))`: high at j = i + offset alone, because the frequencies `w_k`
-    are spread over (0, pi), one drawn from each of K equal parts (even spacing would repeat the peak every 2 K places).
-    Sinusoids are those of Vaswani et al. 2017, section 3.5, where it is said that a linear map shifts them.
+    are spread over (0, pi), one drawn from each of K equal parts (even spacing would repeat the peak every 2 K
+    places). Sinusoids are those of Vaswani et al. 2017, section 3.5, where it is said that a linear map shifts them.
 
     Args:
         model: a RoBERTa, with the usual start.

@@ -181,6 +181,38 @@ def encode_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     return encode_texts(tokenizer, [text])[0]
 
 
+def count_unknown(tokenizer: "PreTrainedTokenizerBase", text: str, ids: Sequence[int]) -> tuple[int, int | None]:
+    """How many of the `ids` that `encode_text` gives for `text` are `<unk>`, and how many UTF-8 bytes they stand for.
+
+    The bytes are None where there are unknown tokens and the tokenizer cannot tell what they stand for (it is no fast
+    one).
+    """
+    unknown = tokenizer.unk_token_id
+    count = sum(index == unknown for index in ids)
+    if not count:
+        return 0, 0
+    if not tokenizer.is_fast:
+        return count, None
+    never = set(special_token_ids(tokenizer, require_mask=False))  # as in `encode_texts`, which makes `<unk>` of them
+    num_bytes = 0
+    for piece in _cut_between_words(text):
+        encoded: Any = tokenizer(
+            piece,
+            add_special_tokens=False,
+            split_special_tokens=not _searches_for_tokens(tokenizer),
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        spans = [
+            span for index, span in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True) if index in never
+        ]
+        end = 0
+        for first, last in spans:  # several tokens may stand for one character
+            num_bytes += len(piece[max(first, end) : last].encode())
+            end = max(end, last)
+    return count, num_bytes
+
+
 def decode_text(tokenizer: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
     """The text of some token ids, as it would be typed.
 

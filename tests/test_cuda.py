@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from diffusion_mlm import DiffusionTrainer, DiffusionTrainingArguments, generate, load_generator, story_language
+from diffusion_mlm import (
+    DiffusionTrainer,
+    DiffusionTrainingArguments,
+    evaluate_texts,
+    generate,
+    load_generator,
+    score,
+    story_language,
+)
 from diffusion_mlm.checkpoints import STORIES_GENERATOR, STORIES_MLM
 from diffusion_mlm.corruption import ForwardProcess
 from diffusion_mlm.modeling import load_model
@@ -86,3 +94,26 @@ def test_a_row_does_not_depend_on_its_batch_and_a_seed_gives_the_same_text(setti
     together = generate(model, tokenizer, "Once upon a time", num_return_sequences=4, seed=3, **settings).texts
     alone = [generate(model, tokenizer, "Once upon a time", seed=3 + j, **settings).texts[0] for j in range(4)]
     assert together == alone
+
+
+def test_likelihoods_are_those_of_the_cpu():
+    texts = story_language.sample(4, seed=3)
+    found = []
+    for device in ("cpu", "cuda"):
+        model, tokenizer = load_generator(STORIES_GENERATOR)
+        model.to(device)
+        report = evaluate_texts(
+            model,
+            tokenizer,
+            texts,
+            draws=4,
+            estimators=["curve", "steps", "chain", "importance"],
+            steps=[8],
+            orders=1,
+            batch_size=64,
+        )
+        others = [report.others[name].nats_per_token for name in ("curve", "chain", "importance")]
+        scored = score(model, tokenizer, texts[:2], draws=8)
+        found.append([report.bound.nats_per_token, report.others["steps"][0].nats_per_token, *others])
+        found[-1] += [text.nats for text in scored]
+    assert found[1] == pytest.approx(found[0], rel=1e-4)

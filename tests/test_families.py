@@ -44,6 +44,8 @@ from diffusion_mlm import (
     DataCollatorForMaskedDiffusion,
     DiffusionTrainer,
     DiffusionTrainingArguments,
+    evaluate_texts,
+    score,
     story_language,
 )
 from diffusion_mlm.generation import generate, load_generator
@@ -463,6 +465,22 @@ def test_the_head_runs_on_chosen_positions_and_gives_the_full_logits(loaded: Loa
         torch.testing.assert_close(
             logits_at(loaded.model, rows, **inputs), loaded.model(**inputs).logits[rows], rtol=1e-5, atol=1e-5
         )
+
+
+def test_texts_have_one_likelihood_whatever_their_batch_and_every_byte_of_it_counts(loaded: Loaded) -> None:
+    texts = [text for text in loaded.facts.texts if text]
+    options: dict[str, Any] = {"packing": "one_per_row", "draws": 2, "estimators": ["chain"]}
+    together, alone = (
+        evaluate_texts(loaded.model, loaded.tokenizer, texts, batch_size=size, **options) for size in (8, 1)
+    )
+    assert together.bound.nats_per_token == pytest.approx(alone.bound.nats_per_token, rel=1e-4)
+    assert together.others["chain"].nats_per_token == pytest.approx(alone.others["chain"].nats_per_token, rel=1e-4)
+    assert together.num_tokens == sum(len(encode_text(loaded.tokenizer, text)) for text in texts)
+    assert together.rows.num_bytes == sum(len(text.encode()) for text in texts)
+    scored = score(loaded.model, loaded.tokenizer, texts, estimator="chain")
+    assert sum(text.nats for text in scored) / together.num_tokens == pytest.approx(
+        together.others["chain"].nats_per_token, rel=1e-4
+    )
 
 
 def test_nothing_but_masks_gives_finite_logits(loaded: Loaded) -> None:

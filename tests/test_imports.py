@@ -40,6 +40,13 @@ TEXT_AND_MODELS = (
     "modeling",
     "story_language",
 )
+# The mathematics of likelihood: each imports only the mathematics and what stands to its left here.
+LIKELIHOOD = (
+    "evaluation.interval",
+    "evaluation.likelihood",
+    "evaluation.trajectory",
+    "evaluation.loss_curve",
+)
 # What anybody may import, because it imports nothing but itself.
 FOUNDATIONS = ("errors", "hub_access")
 SURFACES = ("cli", "demo")
@@ -154,7 +161,9 @@ def test_the_reader_resolves_imports(statement: str, module: str, is_package: bo
     assert found.when_loading == (not statement.startswith("def"))
 
 
-@pytest.mark.parametrize("name", [*MATHEMATICS, *TEXT_AND_MODELS, *FOUNDATIONS, "cli", "trainer", "visualization"])
+@pytest.mark.parametrize(
+    "name", [*MATHEMATICS, *TEXT_AND_MODELS, *LIKELIHOOD, *FOUNDATIONS, "cli", "trainer", "visualization"]
+)
 def test_a_module_with_a_rule_exists(name: str) -> None:
     assert name in SOURCES, f"{name} has gone from the package: take its rule out of this file."
 
@@ -162,6 +171,15 @@ def test_a_module_with_a_rule_exists(name: str) -> None:
 @pytest.mark.parametrize("name", MATHEMATICS)
 def test_mathematics_imports_only_torch_and_earlier_mathematics(name: str) -> None:
     earlier = MATHEMATICS[: MATHEMATICS.index(name)]
+    ours = {found.target for found in IMPORTS[name] if found.ours}
+    others = {found.target for found in IMPORTS[name] if not found.ours}
+    assert ours <= set(earlier), f"{name} may not import {sorted(ours - set(earlier))}."
+    assert others <= {"torch", *sys.stdlib_module_names}, f"{name} may not import {sorted(others)}."
+
+
+@pytest.mark.parametrize("name", LIKELIHOOD)
+def test_likelihood_imports_only_torch_and_mathematics(name: str) -> None:
+    earlier = (*MATHEMATICS, *LIKELIHOOD[: LIKELIHOOD.index(name)])
     ours = {found.target for found in IMPORTS[name] if found.ours}
     others = {found.target for found in IMPORTS[name] if not found.ours}
     assert ours <= set(earlier), f"{name} may not import {sorted(ours - set(earlier))}."

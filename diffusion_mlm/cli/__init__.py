@@ -11,6 +11,8 @@ VERBS = {
     "generate": "write text by unmasking",
     "infill": "fill the blanks of a text",
     "edit": "write a share of a text anew",
+    "evaluate": "measure how well a model knows a text: the likelihood bound, in nats per token and bits per byte",
+    "score": "say how likely sentences are, and which of them is the likeliest",
 }
 
 
@@ -63,8 +65,12 @@ def _run(verb: str, argv: list[str]) -> int:
         from .generate import run
     elif verb == "infill":
         from .rewrite import run_infill as run
-    else:
+    elif verb == "edit":
         from .rewrite import run_edit as run
+    elif verb == "evaluate":
+        from .evaluate import run
+    else:
+        from .score import run
     return run(argv)
 
 

@@ -131,16 +131,21 @@ def default_checkpoint() -> str:
 
 
 def load(args: GenerationSettings) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The generator that the options name, on the GPU if there is one; processes take one GPU after another."""
-    checkpoint = args.checkpoint_to_load()
+    """The generator that the options name, on the GPU if there is one."""
+    return load_checkpoint(args.checkpoint_to_load(), args.trust_remote_code)
 
+
+def load_checkpoint(
+    checkpoint: str, trust_remote_code: bool = False
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """The generator of this name, on the GPU if there is one; processes take one GPU after another."""
     import torch
     from transformers.utils import logging as transformers_logging
 
     from ..generation import load_generator
 
     transformers_logging.disable_progress_bar()  # of the weights; it silences every bar of the Hub's library too
-    model, tokenizer = load_generator(checkpoint, trust_remote_code=args.trust_remote_code)
+    model, tokenizer = load_generator(checkpoint, trust_remote_code=trust_remote_code)
     transformers_logging.enable_progress_bar()
     gpu = Process.of_environment().local_rank % max(torch.cuda.device_count(), 1)
     model.to(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]

@@ -103,13 +103,13 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLineCallback)
     trainer.train(resume_from_checkpoint=resume_from)
+    save_final(trainer, tokenizer, generation_config, final_directory)  # before the evaluation, which may take long
     metrics = trainer.evaluate() if eval_rows is not None else {}
     if metrics:
         line = f"likelihood bound: {metrics['eval_loss']:.4f} nats per token on held-out text"
         if data_args.is_stories:
             line += f" (the language itself: {story_language.entropy_per_token():.4f})"
         logger.info(line)
-    save_final(trainer, tokenizer, generation_config, final_directory)
     if trainer.is_world_process_zero():
         write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
     logger.info("saved to %s; write with: python generate.py --checkpoint %s", final_directory, final_directory)

@@ -44,6 +44,11 @@ def count_tokens(input_ids: Tensor, maskable: Tensor, end_id: int) -> Tensor:
     return (maskable & ~(trailing & before)).sum(-1)
 
 
+def row_keys(seed: int, input_ids: Tensor, maskable: Tensor) -> Tensor:
+    """A key for each row, int64 of shape `(B,)`, by its content up to the last maskable token, padding left out."""
+    return content_keys(seed, input_ids, maskable.cumsum(-1).argmax(-1) + 1)
+
+
 @torch.no_grad()
 def bound_of_rows(
     predict_logits: PredictLogits,
@@ -55,6 +60,7 @@ def bound_of_rows(
     forbidden_ids: Tensor | None = None,
     draws: int = 8,
     seed: int = 0,
+    keys: Tensor | None = None,
 ) -> RowBounds:
     """Estimates the negative ELBO of each row with `draws` masks, the same for every model and every batch.
 
@@ -69,9 +75,11 @@ def bound_of_rows(
         mask_id, end_id (`int`), forbidden_ids (`torch.Tensor`, *optional*): ids with probability 0.
         draws (`int`): masks per row; 8 to 16 during training, 128 for a published figure.
         seed (`int`): another seed gives other masks.
+        keys (`torch.Tensor` of shape `(B,)`, int64, *optional*): of the masks, instead of `seed` and the content; rows
+            of equal keys and equal maskable positions get equal masks.
     """
     process = ForwardProcess(mask_id, prefix_length=0)
-    keys = content_keys(seed, input_ids, maskable.cumsum(-1).argmax(-1) + 1)
+    keys = row_keys(seed, input_ids, maskable) if keys is None else keys
     offset = uniform(fold_in(keys, -1), 1)[:, 0]
     total = maskable.sum(-1)
     nats = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
