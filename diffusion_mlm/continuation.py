@@ -153,6 +153,7 @@ def constrain(
         forbidden_ids=forbidden_token_ids(tokenizer, writes_ends, vocab_size),
         end_id=end_token_id(tokenizer) if writes_ends else None,
         decode=partial(decode_text, tokenizer),
+        num_new=[text.num_new for text in texts],
     )
     for text, automaton in zip(texts, automata, strict=True):
         automaton.require_feasible(

@@ -54,6 +54,27 @@ class TokenAutomaton:
         """Whether the masked slots can be filled so that the row is accepted; arguments as in `allowed`."""
         return bool((self._forward(self._classes(new_ids, is_masked))[-1] & self.accepting).any())
 
+    def can_be_filled(self, length: int | None = None) -> bool:
+        """Whether some row of `length` tokens, or of one token or more, is accepted."""
+        if length is not None:
+            return bool(self.accepting_in(length)[self.start])
+        before, reached = self._only(self.start), self._next(self._only(self.start), None)
+        while (reached != before).any():
+            before, reached = reached, reached | self._next(reached, None)
+        return bool((reached & self.accepting).any())
+
+    def accepting_in(self, count: int) -> np.ndarray:
+        """The states, (S,) bool, from which `count` more tokens can lead to an accepted row."""
+        sets = [self.accepting]
+        place_of = {self.accepting.tobytes(): 0}
+        while len(sets) <= count:
+            found = np.logical_or.reduceat(sets[-1][self.targets], self.first_edge)
+            earlier = place_of.setdefault(found.tobytes(), len(sets))
+            if earlier < len(sets):  # from here on they repeat: a long text costs no more than a short one
+                return sets[earlier + (count - earlier) % (len(sets) - earlier)]
+            sets.append(found)
+        return sets[count]
+
     def require_feasible(self, new_ids: Tensor, is_masked: Tensor) -> None:
         """Raises `ValueError`, with the remedy, unless `is_feasible`."""
         if self.is_feasible(new_ids, is_masked):

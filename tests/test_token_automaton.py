@@ -83,6 +83,23 @@ def test_allowed_is_what_enumeration_finds(languages, row, has_end):
     assert torch.equal(token_automaton.allowed(new_ids, is_masked, some), expected[some])
 
 
+@quietly
+@given(languages, st.booleans(), st.integers(0, 40))
+def test_lengths_that_can_be_filled_are_those_that_reading_finds(languages, has_end, length):
+    """The quick answer, which skips over what repeats, against a walk through all of them."""
+    token_automaton = automaton(languages, has_end)
+    everything = torch.ones(length, dtype=torch.bool)
+    assert token_automaton.can_be_filled(length) == token_automaton.is_feasible(torch.zeros(length).long(), everything)
+
+
+def test_a_row_of_any_length_has_one_token_or_more():
+    assert (
+        automaton([("[ab]{7}", True)]).can_be_filled() and not automaton([("c*", True), ("", False)]).can_be_filled()
+    )
+    only_empty = lift_to_tokens(build_automaton([("", True)], "ab "), PIECES, PIECES, None, "the test's constraint")
+    assert only_empty.can_be_filled(0) and not only_empty.can_be_filled()
+
+
 def random_logits(key: int, rows: int, size: float) -> Tensor:
     u = uniform(torch.tensor([key]), rows * VOCABULARY).view(rows, VOCABULARY)
     return (size * (2 * u - 1)).float()
