@@ -5,11 +5,12 @@
 to a text that is accepted? And it draws several slots in one step so that this stays true.
 
 Sources: lifting: Willard and Louf 2023, arXiv:2307.09702; completing a canvas with masks: Mündler et al. 2025,
-arXiv:2508.10111, here for regular languages; dynamic programming over states and slots: Suresh et al. 2025 (DINGO).
+arXiv:2508.10111, here for regular languages; dynamic programming over states and slots: Suresh et al. 2025 (DINGO),
+arXiv:2505.23061.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,6 +75,16 @@ class TokenAutomaton:
                 return sets[earlier + (count - earlier) % (len(sets) - earlier)]
             sets.append(found)
         return sets[count]
+
+    def behind(self, new_ids: Sequence[int], remaining: int) -> "TokenAutomaton":
+        """The automaton of the rows that may stand behind the tokens `new_ids` and before `remaining` more.
+
+        Rows that it accepts can be completed: `new_ids`, the row and some `remaining` tokens are accepted by this one.
+        """
+        state = self.start
+        for kind in self.class_of_token[torch.tensor(new_ids, dtype=torch.int64)].tolist():
+            state = int(self.next_state[state, kind])
+        return replace(self, start=state, accepting=self.accepting_in(remaining))
 
     def require_feasible(self, new_ids: Tensor, is_masked: Tensor) -> None:
         """Raises `ValueError`, with the remedy, unless `is_feasible`."""

@@ -168,8 +168,9 @@ def test_generate_prints_texts(run: Command, checkpoint: str) -> None:
 
 
 def test_constraints_of_the_command_line_hold(run: Command, checkpoint: str) -> None:
+    """The model reads 32 tokens, so that they hold from window to window."""
     lists = ["--banned-words", "the", "a", "--banned-strings", "er", "in", "--ignore-case"]
-    options = ["--num-samples", 4, "--max-new-tokens", 20, "--seed", 0]
+    options = ["--num-samples", 4, "--max-new-tokens", 40, "--stride", 10, "--seed", 0]
     status, out, _ = run("generate", "--checkpoint", checkpoint, *lists, *options)
     assert status == 0 and out.strip()
     assert not re.search(r"\b(the|a)\b|er|in", out, re.IGNORECASE)
