@@ -15,6 +15,7 @@ that wants to write "the lake" writes just that.
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,8 @@ class Constraints:
         banned_words (sequence of `str`): none of them occurs as a whole: with no `\w` of `re` (letter, digit or
             underscore, of any script) right before or behind it. A banned "cat" rules out "(cat)", "cat's" and
             "cat-like", but neither "cats" nor "Cat". It may be more than one word, or have signs ("New York", "C++",
-            "!"); where it ends with a sign, whatever stands next to that is all the same.
+            "!"); where it ends with a sign, whatever stands next to that is all the same. A token that is a banned
+            word is not used for parts of other words either, unless there is no other way.
         allowed_words (sequence of `str`, *optional*): every word of the new text is one of them. A word is a maximal
             run of `\w`, and of apostrophes between them ("don't"). What stands between words (spaces, punctuation) is
             free. A word begun in the prefix counts with its beginning.
@@ -137,7 +139,14 @@ def _checked_words(argument: str, words: Sequence[str], blank: bool = False) -> 
 
 def _is_same(text: str, other: str, ignore_case: bool) -> bool:
     """Whether two texts are the same, as `re` sees it."""
-    return re.fullmatch(re.escape(other), text, re.IGNORECASE if ignore_case else 0) is not None
+    if not ignore_case:
+        return text == other
+    return len(text) == len(other) and all(map(_is_same_letter, text, other))
+
+
+@lru_cache(maxsize=10_000)
+def _is_same_letter(letter: str, other: str) -> bool:
+    return re.fullmatch(re.escape(other), letter, re.IGNORECASE) is not None
 
 
 def _any_of(words: Iterable[str], ignore_case: bool) -> str:
