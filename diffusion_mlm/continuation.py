@@ -54,7 +54,7 @@ class Continuation:
     new_ids: list[int] = field(default_factory=list)
     num_forwards: int = 0
     ended: bool = False
-    automaton: TokenAutomaton | None = None  # what the new text must be like
+    automaton: TokenAutomaton | None = None  # what all of the new text must be like
 
     @property
     def is_done(self) -> bool:
@@ -98,6 +98,11 @@ class Continuation:
         self.num_forwards += num_forwards
         self.ended = end_id in new_ids
 
+    def automaton_of_window(self, new: slice) -> TokenAutomaton | None:
+        """What the new tokens of the next window must be like, so that the windows behind it can be written too."""
+        left = self.num_new - len(self.new_ids) - (new.stop - new.start)
+        return self.automaton if self.automaton is None or self.fits else self.automaton.behind(self.new_ids, left)
+
 
 def continue_texts(
     model: nn.Module,
@@ -116,7 +121,7 @@ def continue_texts(
     end_id = end_token_id(tokenizer) if training_facts(model).get("generates_end") else None
     while going := [text for text in texts if not text.is_done]:
         canvases, places = zip(*[text.next_window() for text in going], strict=True)
-        automata = [text.automaton for text in going]
+        automata = [text.automaton_of_window(new) for text, new in zip(going, places, strict=True)]
         constraint = (
             RowConstraints(automata, list(places), config.to_sampling().is_greedy) if automata[0] is not None else None
         )
@@ -131,18 +136,11 @@ def continue_texts(
 def constrain(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[Continuation], constraints: Constraints
 ) -> None:
-    """Binds texts to constraints.
+    """Binds texts to constraints, over all their windows.
 
     Raises:
-        ValueError: the tokenizer cannot be constrained, a text is longer than one window, or no text of its length
-            keeps to the constraints.
+        ValueError: the tokenizer cannot be constrained, or no text of the length asked for keeps to the constraints.
     """
-    for text in texts:
-        if not text.fits:
-            raise ValueError(
-                f"`constraints` hold for the whole text, but {text.num_new} new tokens do not fit into the "
-                f"{text.window} that this model reads. Lower `max_new_tokens`."
-            )
     writes_ends = bool(training_facts(model).get("generates_end"))
     vocab_size = getattr(getattr(unwrap(model), "config", None), "vocab_size", len(tokenizer))
     automata = compile_constraints(
@@ -153,11 +151,13 @@ def constrain(
         forbidden_ids=forbidden_token_ids(tokenizer, writes_ends, vocab_size),
         end_id=end_token_id(tokenizer) if writes_ends else None,
         decode=partial(decode_text, tokenizer),
+        num_new=[text.num_new for text in texts],
     )
     for text, automaton in zip(texts, automata, strict=True):
-        automaton.require_feasible(
-            torch.zeros(text.num_new, dtype=torch.int64), torch.ones(text.num_new, dtype=torch.bool)
-        )
+        if not automaton.can_be_filled(text.num_new):  # quick, also for a long text
+            automaton.require_feasible(
+                torch.zeros(text.num_new, dtype=torch.int64), torch.ones(text.num_new, dtype=torch.bool)
+            )
         text.automaton = automaton
 
 

@@ -5,11 +5,12 @@
 to a text that is accepted? And it draws several slots in one step so that this stays true.
 
 Sources: lifting: Willard and Louf 2023, arXiv:2307.09702; completing a canvas with masks: Mündler et al. 2025,
-arXiv:2508.10111, here for regular languages; dynamic programming over states and slots: Suresh et al. 2025 (DINGO).
+arXiv:2508.10111, here for regular languages; dynamic programming over states and slots: Suresh et al. 2025 (DINGO),
+arXiv:2505.23061.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +54,37 @@ class TokenAutomaton:
     def is_feasible(self, new_ids: Tensor, is_masked: Tensor) -> bool:
         """Whether the masked slots can be filled so that the row is accepted; arguments as in `allowed`."""
         return bool((self._forward(self._classes(new_ids, is_masked))[-1] & self.accepting).any())
+
+    def can_be_filled(self, length: int | None = None) -> bool:
+        """Whether some row of `length` tokens, or of one token or more, is accepted."""
+        if length is not None:
+            return bool(self.accepting_in(length)[self.start])
+        before, reached = self._only(self.start), self._next(self._only(self.start), None)
+        while (reached != before).any():
+            before, reached = reached, reached | self._next(reached, None)
+        return bool((reached & self.accepting).any())
+
+    def accepting_in(self, count: int) -> np.ndarray:
+        """The states, (S,) bool, from which `count` more tokens can lead to an accepted row."""
+        sets = [self.accepting]
+        place_of = {self.accepting.tobytes(): 0}
+        while len(sets) <= count:
+            found = np.logical_or.reduceat(sets[-1][self.targets], self.first_edge)
+            earlier = place_of.setdefault(found.tobytes(), len(sets))
+            if earlier < len(sets):  # from here on they repeat: a long text costs no more than a short one
+                return sets[earlier + (count - earlier) % (len(sets) - earlier)]
+            sets.append(found)
+        return sets[count]
+
+    def behind(self, new_ids: Sequence[int], remaining: int) -> "TokenAutomaton":
+        """The automaton of the rows that may stand behind the tokens `new_ids` and before `remaining` more.
+
+        Rows that it accepts can be completed: `new_ids`, the row and some `remaining` tokens are accepted by this one.
+        """
+        state = self.start
+        for kind in self.class_of_token[torch.tensor(new_ids, dtype=torch.int64)].tolist():
+            state = int(self.next_state[state, kind])
+        return replace(self, start=state, accepting=self.accepting_in(remaining))
 
     def require_feasible(self, new_ids: Tensor, is_masked: Tensor) -> None:
         """Raises `ValueError`, with the remedy, unless `is_feasible`."""

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -166,6 +167,15 @@ def test_generate_prints_texts(run: Command, checkpoint: str) -> None:
     assert out == f"{expected[0]}\n\n{expected[1]}\n"
 
 
+def test_constraints_of_the_command_line_hold(run: Command, checkpoint: str) -> None:
+    """The model reads 32 tokens, so that they hold from window to window."""
+    lists = ["--banned-words", "the", "a", "--banned-strings", "er", "in", "--ignore-case"]
+    options = ["--num-samples", 4, "--max-new-tokens", 40, "--stride", 10, "--seed", 0]
+    status, out, _ = run("generate", "--checkpoint", checkpoint, *lists, *options)
+    assert status == 0 and out.strip()
+    assert not re.search(r"\b(the|a)\b|er|in", out, re.IGNORECASE)
+
+
 def test_json_has_the_documented_fields_and_its_seed_replays_the_sample(run: Command, checkpoint: str) -> None:
     asked = ["generate", "--checkpoint", checkpoint, "--prefix", "One 😀", "--output-format", "json", "--steps", 2]
     status, out, err = run(*asked, "--num-samples", 2)
@@ -267,6 +277,9 @@ def test_wrong_config_file_is_wrong_use(
         (["--schedule", "cosin"], ("--schedule", "cosin", "cosine")),
         (["--sampling", "beam"], ("--sampling", "beam", "nucleus")),
         (["--order-from", "sample", "--order", "margin"], ("order_from", "margin")),
+        (["--ignore-case"], ("`--ignore-case`", "`--banned-words`")),
+        (["--banned-strings", ""], ("`banned_strings[0]`", "''")),
+        (["--regex", "(a"], ("`regex`", "(a")),
         (["--checkpoint", "./missing"], ("`--checkpoint`", "./missing")),
         (["--checkpoint", ""], ("`--checkpoint`",)),
         (["--checkpoint", "."], ("`--checkpoint`", "config.json")),

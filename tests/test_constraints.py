@@ -1,6 +1,7 @@
 """Constraints: what they mean is said again here, by searching finished text, and must always hold."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast, RobertaTokenizerFast
 
-from diffusion_mlm.character_automaton import build_automaton
+from diffusion_mlm.character_automaton import CharacterAutomaton, build_automaton
 from diffusion_mlm.constraints import Constraints, compile_constraints, completion_text
 from diffusion_mlm.randomness import fold_in, make_key, uniform
 from diffusion_mlm.tokenization import encode_text, train_bpe, train_characters
@@ -23,51 +24,90 @@ quietly = settings(deadline=None, derandomize=True, database=None, max_examples=
 # --- what they mean --------------------------------------------------------------------------------------------------
 
 
-def holds_a_banned_word(words: list[str], prefix: str, new: str) -> bool:
-    """Whether a banned word stands in the whole text, not entirely before the new part."""
+def holds_a_banned_word(words: Sequence[str], prefix: str, new: str, flags: int = 0) -> bool:
+    """Whether a banned word stands in the whole text, not entirely before the new part.
+
+    It may not be a part of a longer word; a sign at its own end is no part of a word, whatever stands next to it.
+    """
     text = prefix + new
+    wholes = {
+        word: (r"(?<!\w)" if re.match(r"\w", word) else "")
+        + re.escape(word)
+        + (r"(?!\w)" if re.match(r"\w", word[-1]) else "")
+        for word in words
+    }
     return any(
         found.start() + len(word) > len(prefix)
-        for word in words
-        for found in re.finditer(rf"(?=(?<!\w){re.escape(word)}(?!\w))", text)
+        for word, whole in wholes.items()
+        for found in re.finditer(f"(?={whole})", text, flags)
     )
 
 
-def has_only_allowed_words(words: list[str], prefix: str, new: str) -> bool:
+def holds_a_banned_string(strings: Sequence[str], prefix: str, new: str, flags: int = 0) -> bool:
+    return any(
+        found.start() + len(string) > len(prefix)
+        for string in strings
+        for found in re.finditer(f"(?={re.escape(string)})", prefix + new, flags)
+    )
+
+
+def has_only_allowed_words(words: Sequence[str], prefix: str, new: str, flags: int = 0) -> bool:
     found = re.finditer(r"\w+(?:['’]\w+)*", prefix + new)
-    return all(word[0] in words for word in found if word.end() > len(prefix))
+    new_words = [word[0] for word in found if word.end() > len(prefix)]
+    return all(any(re.fullmatch(re.escape(word), new_word, flags) for word in words) for new_word in new_words)
 
 
 def is_satisfied(constraints: Constraints, prefix: str, new: str) -> bool:
+    flags = re.IGNORECASE if constraints.ignore_case else 0
     return (
         (constraints.regex is None or re.fullmatch(constraints.regex, new) is not None)
-        and not holds_a_banned_word(list(constraints.banned_words), prefix, new)
-        and (constraints.allowed_words is None or has_only_allowed_words(list(constraints.allowed_words), prefix, new))
+        and not holds_a_banned_word(constraints.banned_words, prefix, new, flags)
+        and not holds_a_banned_string(constraints.banned_strings, prefix, new, flags)
+        and (
+            constraints.allowed_words is None or has_only_allowed_words(constraints.allowed_words, prefix, new, flags)
+        )
     )
 
 
-ALPHABET = "ab' -_"
+ALPHABET = "abA' -_!"
 texts = st.text(alphabet=ALPHABET, max_size=7)
+strings = st.lists(st.text(alphabet=ALPHABET, min_size=1, max_size=4), min_size=1, max_size=3)
 banned = st.lists(
     st.text(alphabet=ALPHABET, min_size=1, max_size=4).map(str.strip).filter(bool), min_size=1, max_size=3
 )
-allowed = st.lists(st.from_regex(r"[ab_]{1,3}('[ab]{1,2})?", fullmatch=True), min_size=1, max_size=3)
+allowed = st.lists(st.from_regex(r"[abA_]{1,3}('[ab]{1,2})?", fullmatch=True), min_size=1, max_size=3)
+news = st.lists(texts, min_size=10, max_size=30)
+
+
+def automaton_of(constraints: Constraints, prefix: str, alphabet: str = ALPHABET) -> CharacterAutomaton:
+    return build_automaton(constraints.languages(prefix), alphabet)
 
 
 @quietly
-@given(banned, texts, st.lists(texts, min_size=10, max_size=30))
-def test_banned_words_are_found_in_new_text_and_over_the_seam_to_the_prefix(words, prefix, news):
-    automaton = build_automaton(Constraints(banned_words=words).languages(prefix), ALPHABET)
+@given(banned, st.booleans(), texts, news)
+def test_banned_words_are_found_in_new_text_and_over_the_seam_to_the_prefix(words, ignore_case, prefix, news):
+    constraints = Constraints(banned_words=words, ignore_case=ignore_case)
+    automaton = automaton_of(constraints, prefix)
+    for new in [*news, *(f"{new}{word}{other}" for new, other, word in zip(news, news[1:], words * 30, strict=False))]:
+        assert automaton.accepts(new) == is_satisfied(constraints, prefix, new)
+
+
+@quietly
+@given(strings, st.booleans(), texts, news)
+def test_banned_strings_are_found_in_new_text_and_over_the_seam_to_the_prefix(words, ignore_case, prefix, news):
+    constraints = Constraints(banned_strings=words, ignore_case=ignore_case)
+    automaton = automaton_of(constraints, prefix)
     for new in news:
-        assert automaton.accepts(new) == (not holds_a_banned_word(words, prefix, new))
+        assert automaton.accepts(new) == is_satisfied(constraints, prefix, new)
 
 
 @quietly
-@given(allowed, texts, st.lists(texts, min_size=10, max_size=30))
-def test_allowed_words_are_the_only_ones_in_new_text_and_over_the_seam_to_the_prefix(words, prefix, news):
-    automaton = build_automaton(Constraints(allowed_words=words).languages(prefix), ALPHABET)
-    for new in [*news, *words, *(f" {word}" for word in words), *(word[1:] for word in words)]:
-        assert automaton.accepts(new) == has_only_allowed_words(words, prefix, new)
+@given(allowed, st.booleans(), texts, news)
+def test_allowed_words_are_the_only_ones_in_new_text_and_over_the_seam_to_the_prefix(words, ignore_case, prefix, news):
+    constraints = Constraints(allowed_words=words, ignore_case=ignore_case)
+    automaton = automaton_of(constraints, prefix)
+    for new in [*news, *words, *(f" {word}" for word in words), *(word[1:].lower() for word in words)]:
+        assert automaton.accepts(new) == is_satisfied(constraints, prefix, new)
 
 
 @pytest.mark.parametrize(
@@ -84,11 +124,44 @@ def test_allowed_words_are_the_only_ones_in_new_text_and_over_the_seam_to_the_pr
         ("the cat", "", True),
         ("the cat", "cat", True),
         ("the cat", " cat", False),
+        ("", "thecat sat", True),  # glued to another one it is another word, as for \\b of `re`; see `banned_strings`
+        ("the", "cat", True),
+        ("", "a cat's cat-like c.a.t", False),
+        ("", "a 2cat, cat2 and größecat", True),  # digits and letters of any script go on with a word
+        ("", "«cat»", False),
     ],
 )
 def test_banned_words_at_the_seam(prefix, new, is_kept):
-    automaton = build_automaton(Constraints(banned_words=["cat"]).languages(prefix), prefix + new)
-    assert automaton.accepts(new) == is_kept
+    assert automaton_of(Constraints(banned_words=["cat"]), prefix, prefix + new).accepts(new) == is_kept
+
+
+@pytest.mark.parametrize(
+    ("prefix", "new", "is_kept"),
+    [
+        ("the ", "cats", False),
+        ("", "bobcat", False),
+        ("the bobca", "ts", False),
+        ("the cat", "s", True),  # that one stands in the prefix
+        ("", "Cat c-a-t", True),
+        ("", "三毛猫です", False),  # no spaces, so no word on its own
+    ],
+)
+def test_banned_strings_are_found_inside_words_too(prefix, new, is_kept):
+    constraints = Constraints(banned_strings=["cat", "猫"])
+    assert automaton_of(constraints, prefix, prefix + new).accepts(new) == is_kept
+
+
+def test_case_counts_unless_it_is_to_be_ignored():
+    lists = {"banned_words": ["cat", "UP"], "banned_strings": ["dog"]}
+    strict, loose = Constraints(**lists), Constraints(**lists, ignore_case=True)
+    for new in ("A Cat", "up", "HotDogs"):
+        assert automaton_of(strict, "", new).accepts(new) and not automaton_of(loose, "", new).accepts(new)
+    assert not automaton_of(loose, "the C", "at").accepts("at")
+    strict, loose = (Constraints(allowed_words=["the", "Cat"], ignore_case=ignored) for ignored in (False, True))
+    for prefix, new in (("C", "AT The"), ("c", "at"), ("", "The")):
+        automata = (automaton_of(constraints, prefix, prefix + new) for constraints in (loose, strict))
+        assert [automaton.accepts(new) for automaton in automata] == [True, False]
+    assert not automaton_of(loose, "", "a cat").accepts("a cat")
 
 
 @pytest.mark.parametrize(
@@ -102,6 +175,8 @@ def test_banned_words_at_the_seam(prefix, new, is_kept):
         ("the ca", "n cat", False),
         ("the ca", " cat", True),  # what is in the prefix need not be allowed
         ("the dog", "", True),
+        ("", "catcat", False),  # glued together they are another word
+        ("the", "cat", False),
         ("I don", "'t", True),
         ("I don", "'s", False),
         ("I don'", "t", True),
@@ -110,15 +185,14 @@ def test_banned_words_at_the_seam(prefix, new, is_kept):
     ],
 )
 def test_allowed_words_at_the_seam(prefix, new, is_kept):
-    automaton = build_automaton(Constraints(allowed_words=["cat", "don't"]).languages(prefix), prefix + new)
-    assert automaton.accepts(new) == is_kept
+    assert automaton_of(Constraints(allowed_words=["cat", "don't"]), prefix, prefix + new).accepts(new) == is_kept
 
 
 def test_phrases_and_words_with_signs_can_be_banned():
-    constraints = Constraints(banned_words=["New York", "C++"])
-    automaton = build_automaton(constraints.languages("in New"), "NewYork C+s")
+    automaton = automaton_of(Constraints(banned_words=["New York", "C++", "!"]), "in New", "NewYork C+s!")
     assert not automaton.accepts(" York") and automaton.accepts(" Yorks")
     assert not automaton.accepts("e C++ s") and automaton.accepts("e C+ s")
+    assert not automaton.accepts("e C++s") and automaton.accepts("e NewC++") and not automaton.accepts("York!")
 
 
 # --- through tokenizers ----------------------------------------------------------------------------------------------
@@ -204,6 +278,7 @@ CASES = {
     "regex": Constraints(r"[^.]*[a-z](?: ?\.)?"),
     "banned": Constraints(banned_words=["cat", "cats", "the", "dog", "A"]),
     "allowed": Constraints(allowed_words=["cat", "the", "The", "on", "a", "A", "dog", "1", "12", "t"]),
+    "strings": Constraints(banned_strings=["at", "e ", "D", "the dog"], ignore_case=True),
     "combined": Constraints(r"(?s:.*[a-z].*)", ["cat", "dog"], ["cats", "the", "The", "on", "a", "A", "t", "s"]),
 }
 PREFIXES = ["", "the ca", "the cat", "the cat ", "The dog,"]
@@ -234,8 +309,10 @@ def test_a_banned_word_spelt_by_two_tokens_is_never_completed(tokenizers):
 
 
 def test_a_banned_word_is_impossible_in_every_spelling(tokenizers):
-    """All rows of a small vocabulary, one by one: accepted exactly if the decoded text is free of the word."""
+    """All rows of a small vocabulary, one by one: accepted exactly if the decoded text is free of the word, and no
+    token holds it as a whole."""
     tokenizer = tokenizers["sentencepiece"]
+    left_out = set(tokenizer.convert_tokens_to_ids(["▁cat", "▁the▁cat"]))
     for prefix in ("", "the", "the ca"):
         prefix_ids = encode_text(tokenizer, prefix)
         (automaton,) = compile_constraints(
@@ -248,7 +325,45 @@ def test_a_banned_word_is_impossible_in_every_spelling(tokenizers):
         none_masked = torch.zeros(3, dtype=torch.bool)
         for ids in torch.cartesian_prod(*[torch.arange(5, len(tokenizer))] * 3):
             text = completion_text(tokenizer.decode, prefix, prefix_ids, ids.tolist())
-            assert automaton.is_feasible(ids, none_masked) == (not holds_a_banned_word(["cat"], prefix, text)), text
+            expected = not holds_a_banned_word(["cat"], prefix, text) and left_out.isdisjoint(ids.tolist())
+            assert automaton.is_feasible(ids, none_masked) == expected, text
+
+
+def usable(tokenizer: Any, constraints: Constraints) -> set[str]:
+    """The tokens that may stand somewhere in a row of four."""
+    automaton = compiled(tokenizer, constraints)
+    allowed = automaton.allowed(torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.bool)).any(0)
+    return set(tokenizer.convert_ids_to_tokens(allowed.nonzero().squeeze(-1).tolist()))
+
+
+def test_a_token_that_is_a_banned_word_is_not_there_to_glue_something_to(tokenizers):
+    """Else a model that expects "the lake" or '"Give' writes "thelake" and "begged Give" without the space."""
+    stories = tokenizers["stories"]
+    without = usable(stories, Constraints(banned_words=["the", "Give", "I", "mia"]))
+    assert usable(stories, Constraints(".*")) - without == {"Ġthe", "Give", "I"}
+    without = usable(stories, Constraints(banned_words=["the", "Mia"], ignore_case=True))
+    assert usable(stories, Constraints(".*")) - without == {"Ġthe", "ĠThe", "ĠMia"}
+    pieces = tokenizers["wordpiece"]
+    assert usable(pieces, Constraints(".*")) - usable(pieces, Constraints(banned_words=["cat", "at"])) == {"cat"}
+    pieces = tokenizers["sentencepiece"]
+    without = usable(pieces, Constraints(banned_words=["cat", "s"]))
+    assert usable(pieces, Constraints(".*")) - without == {"▁cat", "▁the▁cat"}
+
+
+def test_letters_of_a_vocabulary_of_characters_stay(tokenizers):
+    assert {"A", "a"} <= usable(tokenizers["characters"], Constraints(banned_words=["A", "a"]))
+
+
+def test_a_token_that_is_a_banned_word_is_used_where_nothing_can_be_written_without_it():
+    tokenizer = words_tokenizer("cat", "dog", "##s")
+    for constraints in (Constraints("cats", ["cat"]), Constraints(None, ["cat"], ["cats"])):
+        assert sample(tokenizer, constraints, "", 2, 0)[1] == "cats"
+    assert sample(tokenizer, Constraints("(?:cat|dog)s", ["cat"]), "", 2, 0)[1] == "dogs"
+    prefixes = [("", [])] * 2
+    constraints = Constraints("cats|dogss", ["cat"])
+    options = {"vocab_size": len(tokenizer), "forbidden_ids": range(5), "num_new": [2, 3]}
+    two, three = compile_constraints(constraints, tokenizer, prefixes, **options)
+    assert two.can_be_filled(2) and three.can_be_filled(3) and not three.can_be_filled(2)
 
 
 def test_bytes_that_are_no_whole_character_are_never_generated(tokenizers):
@@ -318,6 +433,10 @@ def test_the_real_roberta_tokenizer_works_with_a_hundred_banned_words():
         ({"banned_words": ["cat", ""]}, r"`banned_words\[1\]` must be a word, not ''"),
         ({"banned_words": [None]}, r"`banned_words\[0\]` must be a word, not None"),
         ({"banned_words": [" cat"]}, "`banned_words` holds ' cat': leave out the space"),
+        ({"banned_strings": "cat"}, "`banned_strings` must be a list of strings, not 'cat'"),
+        ({"banned_strings": [""]}, r"`banned_strings\[0\]` must be a string that is not empty, not ''"),
+        ({"ignore_case": 1}, "`ignore_case` must be True or False, not 1"),
+        ({"allowed_words": ["Cat"], "banned_words": ["cat"], "ignore_case": True}, "'Cat' stands in `allowed_words`"),
         ({"allowed_words": "cat"}, "`allowed_words` must be a list of words"),
         ({"allowed_words": []}, "`allowed_words` must hold at least one word; None allows all"),
         ({"allowed_words": ["New York"]}, "`allowed_words` holds 'New York', which is not one word"),
@@ -334,6 +453,8 @@ def test_constraints_are_values():
     assert Constraints("a", ["b", "b"]) == Constraints(regex="a", banned_words=("b",))
     assert hash(Constraints(allowed_words=["a"])) == hash(Constraints(allowed_words=("a",)))
     assert not Constraints() and Constraints("") and Constraints(allowed_words=["a"])
+    assert Constraints(banned_strings=["\n"]) and not Constraints(ignore_case=True)
+    assert str(Constraints(banned_strings=["a"], ignore_case=True)) == "`banned_strings` 'a' in any case"
     assert str(Constraints("a+", list("bcdef"), ["a"])) == (
         "`regex` 'a+' and `banned_words` 'b', 'c', 'd' and 2 more and `allowed_words` 'a'"
     )

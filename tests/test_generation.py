@@ -766,5 +766,46 @@ def test_constraints_that_no_text_can_keep_to_are_refused_before_anything_is_gen
     assert generate(tiny_roberta, story_tokenizer, max_new_tokens=2, **asked | {"constraints": None})
     with pytest.raises(ValueError, match="max_new_tokens"):
         generate(tiny_roberta, story_tokenizer, "The", max_new_tokens=5, **asked)
-    with pytest.raises(ValueError, match="`constraints` hold for the whole text"):
+    with pytest.raises(ValueError, match="No text of 50 new tokens.*`max_new_tokens=2`"):
         generate(tiny_roberta, story_tokenizer, "The", max_new_tokens=50, **asked)
+
+
+WINDOWED = {
+    "regex": (Constraints(regex=r"( [a-z]+){3,5}(, [A-Z][a-z]+( [a-z]+){3,5})*\."), None),
+    "banned": (Constraints(banned_words=["the", "and", "a", "Give"], banned_strings=["er "]), None),
+    "allowed": (Constraints(allowed_words=["the", "fox", "dog", "saw", "no"]), {"the", "fox", "dog", "saw", "no"}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WINDOWED))
+@pytest.mark.parametrize("asked", [{"stride": 7}, {"steps": 3}, {"stride": 1, "sampling": "greedy"}])
+def test_constraints_hold_over_all_windows_of_a_text_longer_than_the_context(
+    tiny_roberta: RobertaForMaskedLM, story_tokenizer: Any, name: str, asked: dict[str, Any]
+) -> None:
+    """The model reads 32 tokens, 30 of them new at most."""
+    constraints, allowed = WINDOWED[name]
+    settings: dict[str, Any] = {"constraints": constraints, "max_new_tokens": 75, "seed": 0, **asked}
+    output = generate(
+        tiny_roberta, story_tokenizer, ["One day", "Once upon a time, Mia"], num_return_sequences=2, **settings
+    )
+    for sample in output.samples:
+        assert len(sample.token_ids) == 75
+        if constraints.regex is not None:
+            assert re.fullmatch(constraints.regex, sample.completion)
+        assert not re.search(r"\b(the|and|a|Give)\b|er ", sample.completion) or not constraints.banned_words
+        assert allowed is None or set(re.findall(r"\w+", sample.completion)) <= allowed
+    alone = generate(tiny_roberta, story_tokenizer, "One day", batch_size=1, **settings)
+    assert alone.samples[0] == output.samples[0]
+
+
+def test_a_constrained_text_may_end_in_any_window(
+    exact: Exact, story_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A story has 55 tokens or more, so that it ends in the second of windows of 40."""
+    monkeypatch.setattr("diffusion_mlm.continuation.context_length", lambda *_: 100)
+    constraints = Constraints(regex=r".*\.", banned_words=["Mia", "Ben", "Leo", "he"])
+    asked: dict[str, Any] = {"max_new_tokens": 200, "stride": 40, "top_p": 1.0, "constraints": constraints}
+    (sample,) = generate(exact, story_tokenizer, seed=4, **asked).samples
+    assert sample.finished and 40 < len(sample.token_ids) < 80 and sample.text.endswith(".")
+    assert not re.search(r"\b(Mia|Ben|Leo|he)\b", sample.text)
+    assert torch.isfinite(story_language.log_prob([sample.text])).all()

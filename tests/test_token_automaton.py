@@ -83,6 +83,63 @@ def test_allowed_is_what_enumeration_finds(languages, row, has_end):
     assert torch.equal(token_automaton.allowed(new_ids, is_masked, some), expected[some])
 
 
+@quietly
+@given(
+    languages,
+    st.booleans(),
+    st.lists(st.integers(0, VOCABULARY - 1), max_size=2),
+    st.integers(1, 2),
+    st.integers(0, 2),
+)
+def test_a_window_is_accepted_exactly_if_what_is_left_can_still_be_written(
+    languages, has_end, before, size, remaining
+):
+    """Tokens before, a window, and tokens behind it: against all fillings of the whole."""
+    window = automaton(languages, has_end).behind(before, remaining)
+    free = size + remaining
+    wholes = fillings(languages, before + [0] * free, [False] * len(before) + [True] * free, has_end)
+    completable = {row[len(before) : len(before) + size] for row in wholes}
+    nothing_masked = torch.zeros(size, dtype=torch.bool)
+    for row in itertools.product(range(VOCABULARY), repeat=size):
+        assert window.is_feasible(torch.tensor(row), nothing_masked) == (row in completable)
+
+
+@pytest.mark.parametrize("has_end", (False, True))
+@pytest.mark.parametrize("name", sorted(LANGUAGES))
+def test_a_text_written_in_windows_is_accepted_as_a_whole(name, has_end):
+    """Each window is drawn knowing only the automaton behind what was written; up to 60 tokens in all."""
+    whole = automaton(LANGUAGES[name], has_end)
+    for case in range(60):
+        length, stride = case + 1, case % 7 + 1
+        if not whole.can_be_filled(length):
+            continue
+        ids: list[int] = []
+        while len(ids) < length:
+            size = min(stride, length - len(ids))
+            logits, u = random_logits(case * 100 + len(ids), size, size=5.0), uniform(torch.tensor(len(ids)), size)
+            row = torch.zeros(size, dtype=torch.int64), torch.ones(size, dtype=torch.bool)
+            window = whole.behind(ids, length - len(ids) - size)
+            ids += window.draw(torch.stack([logits, logits]), torch.arange(size), *row, u).tolist()
+        assert keeps_to(LANGUAGES[name], ids, has_end), ids
+
+
+@quietly
+@given(languages, st.booleans(), st.integers(0, 40))
+def test_lengths_that_can_be_filled_are_those_that_reading_finds(languages, has_end, length):
+    """The quick answer, which skips over what repeats, against a walk through all of them."""
+    token_automaton = automaton(languages, has_end)
+    everything = torch.ones(length, dtype=torch.bool)
+    assert token_automaton.can_be_filled(length) == token_automaton.is_feasible(torch.zeros(length).long(), everything)
+
+
+def test_a_row_of_any_length_has_one_token_or_more():
+    assert (
+        automaton([("[ab]{7}", True)]).can_be_filled() and not automaton([("c*", True), ("", False)]).can_be_filled()
+    )
+    only_empty = lift_to_tokens(build_automaton([("", True)], "ab "), PIECES, PIECES, None, "the test's constraint")
+    assert only_empty.can_be_filled(0) and not only_empty.can_be_filled()
+
+
 def random_logits(key: int, rows: int, size: float) -> Tensor:
     u = uniform(torch.tensor([key]), rows * VOCABULARY).view(rows, VOCABULARY)
     return (size * (2 * u - 1)).float()

@@ -26,7 +26,13 @@ class GenerateArguments(GenerationSettings):
         default=None, metadata={"help": "The new text must match this expression, from its first character on."}
     )
     banned_words: list[str] = field(default_factory=list, metadata={"help": "Words that do not occur."})
+    banned_strings: list[str] = field(
+        default_factory=list, metadata={"help": "Strings that do not occur, inside words either."}
+    )
     allowed_words: list[str] = field(default_factory=list, metadata={"help": "The only words that occur."})
+    ignore_case: bool = field(
+        default=False, metadata={"help": "Banned and allowed words stand for all their spellings in capitals too."}
+    )
     show_steps: bool = field(default=False, metadata={"help": "Watch the text form, one sample after another."})
     prefixes_file: str | None = field(
         default=None, metadata={"help": "Prefixes to continue: text (one a line), .jsonl, .csv, .tsv or .parquet."}
@@ -69,11 +75,21 @@ class GenerateArguments(GenerationSettings):
         Raises:
             ValueError: see `Constraints`.
         """
-        if self.regex is None and not self.banned_words and not self.allowed_words:
+        lists = self.banned_words, self.banned_strings, self.allowed_words
+        if self.regex is None and not any(lists):
+            if self.ignore_case:
+                raise ValueError("`--ignore-case` is about words: pass `--banned-words` or another list with it.")
             return None
         from ..constraints import Constraints
 
-        return Constraints(self.regex, tuple(self.banned_words), tuple(self.allowed_words) or None)
+        banned_words, banned_strings, allowed_words = map(tuple, lists)
+        return Constraints(
+            self.regex,
+            banned_words,
+            allowed_words or None,
+            banned_strings=banned_strings,
+            ignore_case=self.ignore_case,
+        )
 
 
 def run(argv: list[str]) -> int:
