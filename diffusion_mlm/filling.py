@@ -77,7 +77,7 @@ def fill_canvases(
         steps_per_token=config.steps_per_token,
         schedule=config.schedule,
         adaptive=config.to_adaptive(),
-        block_length=config.block_length,
+        block_length=config.to_block_length(),
         order=config.order,
         order_noise=config.order_noise,
         order_from=config.order_from,  # type: ignore[arg-type]

@@ -51,7 +51,10 @@ STORY_COLUMNS = ("valid_share", "mean_exact_logprob_per_token", "distinct_3", "f
 
 
 def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
-    """Presets at their own steps, then the grid; `low_confidence` goes with the order confidence alone."""
+    """Presets at their own steps, blocks, few steps, then the grid.
+
+    `low_confidence` goes with the order confidence alone.
+    """
     grid = [
         {"order": order, "remask": remask, "steps": count}
         for order in ORDERS
@@ -60,7 +63,14 @@ def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
         if remask != "low_confidence" or order == "confidence"
     ]
     sampled = [{"order": "confidence", "order_from": "sample", "steps": count} for count in steps]
-    return [{"preset": preset} for preset in PRESETS] + grid + sampled
+    blocks = [{"block_length": length} for length in (0, 8, 16, 32)]
+    few = [{"schedule": schedule, "steps": count} for schedule in ("cosine", "maskgit") for count in steps[:3]]
+    adaptive = [
+        {"adaptive": rule, "adaptive_bound": bound}
+        for rule, bounds in {"threshold": (0.9, 0.7, 0.5), "factor": (1.0,), "entropy_bound": (0.5, 1.0, 2.0)}.items()
+        for bound in bounds
+    ]
+    return [{"preset": preset} for preset in PRESETS] + blocks + few + adaptive + sampled + grid
 
 
 def main(argv: list[str]) -> int:

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
     train(*arguments)
 
     console.rule("after: a generator")
-    after = measure(f"{quickstart.output_dir}/final-model", 256, 16, quickstart.num_samples)
+    after = measure(f"{quickstart.output_dir}/final-model", 512, 16, quickstart.num_samples)
     show(console, after)
     figures = {"seconds": round(time.perf_counter() - start, 1), **after, "before": before}
     Path(quickstart.output).parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ valid_settings = st.fixed_dictionaries(
         "schedule": st.sampled_from(sorted(SCHEDULES)),
         "sampling": st.sampled_from(["greedy", "topk", "nucleus", "min_p", "typical"]),
         "steps_per_token": st.floats(0.01, 100),
-        "block_length": st.none() | st.integers(1, 100),
+        "block_length": st.none() | st.integers(0, 100),
         "defer_end": st.booleans(),
         "temperature_end": st.none() | st.floats(0, 10),
         "min_p": st.floats(0, 1),
@@ -146,7 +146,7 @@ def test_unknown_name_in_a_file_is_refused(tmp_path: Path) -> None:
         ("typical_p", 0.0),
         ("temperature_end", -1.0),
         *[("steps_per_token", value) for value in (0, -1.0, math.inf, "2", None)],
-        *[("block_length", value) for value in (0, 2.5, "all", True)],
+        *[("block_length", value) for value in (-1, 2.5, "all", True, False)],
         *[("min_gap", value) for value in (-1, 1.5, None)],
         *[("steps", value) for value in (0, -1, 2.0, "3", True, math.nan)],
         *[("max_new_tokens", value) for value in (0, -5, 1.5, "8")],
@@ -269,3 +269,18 @@ def test_the_bound_of_an_adaptive_rule_has_a_default_of_its_own() -> None:
     bounds = {rule: DiffusionGenerationConfig(adaptive=rule).to_adaptive().bound for rule in ("threshold", "factor")}  # type: ignore[union-attr]
     assert bounds == {"threshold": 0.9, "factor": 1.0}
     assert DiffusionGenerationConfig(adaptive="threshold", adaptive_bound=0.5, max_reveal=3).to_adaptive().most == 3  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 16),
+        ({"order": "confidence", "sampling": "greedy"}, 16),
+        ({"block_length": 0}, None),
+        ({"block_length": 5, "order": "random"}, 5),
+        *[({name: value}, None) for name, value in {"order": "random", "steps": 20, "adaptive": "threshold"}.items()],
+        *[({"preset": preset}, None) for preset in ("quality", "fast", "faithful", "guide")],
+    ],
+)
+def test_tokens_come_in_blocks_by_default_only_where_each_has_a_forward_of_its_own(settings, expected):
+    assert DiffusionGenerationConfig(**settings).to_block_length() == expected

@@ -59,7 +59,11 @@ class GenerationSettings:
     adaptive: str | None = setting("adaptive", "Reveal as many as the model is sure of.", "off")
     adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0 or 0.5")
     max_reveal: int | None = setting("max_reveal", "Of --adaptive: the most in one step.", "unlimited")
-    block_length: int | None = setting("block_length", "Finish so many tokens before the next ones.", "off")
+    block_length: int | None = setting(
+        "block_length",
+        "Finish so many tokens before the next ones; 0 is off.",
+        "16 for a token a step, surest first",
+    )
     order: str | None = setting("order", "What is revealed first.", "entropy")
     order_noise: float | None = setting("order_noise", "Gumbel noise on the order, annealed to 0.", "0.0")
     order_from: str | None = setting("order_from", "Rank positions before or after tokens are drawn.", "distribution")
