@@ -78,6 +78,7 @@ def edit(
         NonFiniteLogitsError: the model's logits are not finite.
     """
     config = resolve_config(model, generation_config, settings)
+    config = config.updated(block_length=config.block_length or 0)  # blanks stand anywhere: no blocks by default
     if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not 0 < strength <= 1:
         raise ValueError(f"`strength` must lie in (0, 1], got {strength!r}: it is the share of tokens written anew.")
     texts = [texts] if isinstance(texts, str) else texts

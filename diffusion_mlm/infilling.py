@@ -125,6 +125,7 @@ def infill(
         NonFiniteLogitsError: the model's logits are not finite.
     """
     config = resolve_config(model, generation_config, settings)
+    config = config.updated(block_length=config.block_length or 0)  # blanks stand anywhere: no blocks by default
     templates = [templates] if isinstance(templates, str) else templates
     first_seed = resolve_seed(seed, generator)
     mask_token = str(tokenizer.mask_token)

@@ -270,6 +270,8 @@ def test_two_processes_train_and_evaluate_like_one(tmp_path):
         for left, right in zip(two[objective]["by_mask_rate"], one[objective]["by_mask_rate"], strict=True):
             assert left == pytest.approx(right, abs=1e-5)
         for name, tensor in one[objective]["weights"].items():
+            if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding, which Adam scales up
+                continue
             torch.testing.assert_close(two[objective]["weights"][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
