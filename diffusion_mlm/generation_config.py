@@ -85,7 +85,7 @@ class DiffusionGenerationConfig(GenerationConfig):
             `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
         block_length (`int`, *optional*): finish so many tokens before the next ones begin; 0 is off. By default 16
             where every token has a forward of its own and the surest come first, which was better on stories and on
-            text (`results/generation_grid.md`); else off: tokens that a step reveals together do better far apart.
+            text (`results/block_length.json`); else off: tokens that a step reveals together do better far apart.
         order (`str`): which masked positions are revealed next: `random`, `confidence`, `margin`, `entropy`,
             `left_to_right`.
         order_noise (`float`): scale of the Gumbel noise on the order, annealed to 0 over the steps.
