@@ -305,7 +305,7 @@ class DenoisingLoop:
         entropy = torch.zeros_like(confidence)
         confidence[needed] = log_probs.amax(-1).exp()
         entropy[needed] = -position_scores("entropy", log_probs)
-        counts = self.adaptive.counts(scores, needed, confidence, entropy)  # type: ignore[union-attr]
+        counts = self.adaptive.counts(scores, needed, confidence, entropy)  # type: ignore[union-attr]  # only asked if adaptive
         return torch.maximum(counts, planned) if self.at_most else counts
 
     def _report(self, step: DenoisingStep, work: _Work) -> DenoisingStep:

@@ -78,7 +78,9 @@ def edit(
         NonFiniteLogitsError: the model's logits are not finite.
     """
     config = resolve_config(model, generation_config, settings)
-    config = config.updated(block_length=config.block_length or 0)  # blanks stand anywhere: no blocks by default
+    # The length is given, and no token may end the text sooner: what is written from the left does not know where it
+    # has to arrive. So no blocks by default.
+    config = config.updated(block_length=config.block_length or 0)
     if not isinstance(strength, (int, float)) or isinstance(strength, bool) or not 0 < strength <= 1:
         raise ValueError(f"`strength` must lie in (0, 1], got {strength!r}: it is the share of tokens written anew.")
     texts = [texts] if isinstance(texts, str) else texts

@@ -49,13 +49,13 @@ def fill_canvases(
         return logits_at(model, needed, **inputs)
 
     def edit_logits(canvas: Tensor, logits: Tensor) -> Tensor:
-        return logits_processor(canvas.masked_fill(canvas.eq(_PADDING), padding), logits)  # type: ignore[misc, arg-type]
+        return logits_processor(canvas.masked_fill(canvas.eq(_PADDING), padding), logits)  # type: ignore[misc, arg-type]  # asked only if given
 
     def guide_logits(canvas: Tensor, position: Tensor, logits: Tensor) -> Tensor:
         guided, lengths = torch.empty_like(logits), canvas.ne(_PADDING).sum(-1)
         for length in lengths.unique().tolist():
             rows = lengths == length
-            found = guidance(canvas[rows, :length], position[rows], logits[rows])  # type: ignore[misc]
+            found = guidance(canvas[rows, :length], position[rows], logits[rows])  # type: ignore[misc]  # asked only if given
             if not isinstance(found, Tensor) or found.shape != logits[rows].shape:
                 expected = tuple(logits[rows].shape)
                 raise ValueError(f"`guidance` must return logits of shape {expected}, as it gets them.")
@@ -80,7 +80,7 @@ def fill_canvases(
         block_length=config.to_block_length(),
         order=config.order,
         order_noise=config.order_noise,
-        order_from=config.order_from,  # type: ignore[arg-type]
+        order_from=config.order_from,  # type: ignore[arg-type]  # the config has checked it
         min_gap=config.min_gap,
         remask=config.to_remasking(),
         end_id=end_token_id(tokenizer) if writes_ends else None,

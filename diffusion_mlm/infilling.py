@@ -125,7 +125,9 @@ def infill(
         NonFiniteLogitsError: the model's logits are not finite.
     """
     config = resolve_config(model, generation_config, settings)
-    config = config.updated(block_length=config.block_length or 0)  # blanks stand anywhere: no blocks by default
+    # The length is given, and no token may end the text sooner: what is written from the left does not know where it
+    # has to arrive. So no blocks by default.
+    config = config.updated(block_length=config.block_length or 0)
     templates = [templates] if isinstance(templates, str) else templates
     first_seed = resolve_seed(seed, generator)
     mask_token = str(tokenizer.mask_token)

@@ -37,8 +37,8 @@ def start_at_neighbors(model: PreTrainedModel, peak: float = 10.0) -> None:
         model: a RoBERTa, with the usual start.
         peak (`float`): the score of a head's place before the softmax; the others have 0 on average.
     """
-    config, embeddings = model.config, model.base_model.embeddings  # type: ignore[union-attr]
-    table, words = embeddings.position_embeddings.weight, embeddings.word_embeddings.weight  # type: ignore[union-attr]
+    config, embeddings = model.config, model.base_model.embeddings  # type: ignore[union-attr]  # as above
+    table, words = embeddings.position_embeddings.weight, embeddings.word_embeddings.weight  # type: ignore[union-attr]  # as above
     width = config.hidden_size // config.num_attention_heads
     half = width // 2
     sharpness = math.sqrt(peak / math.sqrt(half / 2))  # a score is a sum over `half` pairs, divided by sqrt(2 half)
@@ -48,7 +48,7 @@ def start_at_neighbors(model: PreTrainedModel, peak: float = 10.0) -> None:
     table[:, : 2 * half] = math.sqrt(2) * config.initializer_range * torch.cat([angle.sin(), angle.cos()], -1).float()
     table[config.pad_token_id] = 0
     words[:, : 2 * half] = 0
-    attention = model.base_model.encoder.layer[0].attention.self  # type: ignore[union-attr, index]
+    attention = model.base_model.encoder.layer[0].attention.self  # type: ignore[union-attr, index]  # as above
     for head in range(config.num_attention_heads):
         offset = (head // 2 + 1) * (1 if head % 2 else -1)
         cos, sin = ((f(frequency * offset)).float().diag() for f in (torch.cos, torch.sin))

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from diffusion_mlm import generate, infill, load_generator, story_language
 from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
-from diffusion_mlm.modeling import end_token_id, forbidden_token_ids, logits_at
+from diffusion_mlm.evaluation.row_predictor import make_predictor
 
 sys.path.insert(0, str(Path(__file__).parent))
 from text_quality import distinct_ngrams  # a neighbour, not a package
@@ -50,23 +50,17 @@ def story_bound(
 ) -> dict[str, float]:
     """The bound on held-out stories in nats per token, its standard error over stories, and the exact value."""
     ids = story_language.sample_ids(num_stories, HELD_OUT_SEED)
-    vocab_size: int = model.config.vocab_size  # type: ignore[union-attr, assignment]
-    device = next(model.parameters()).device
-    forbidden = torch.tensor(forbidden_token_ids(tokenizer, True, vocab_size), device=device)
-
-    def predict_logits(input_ids: Tensor, rows: Tensor) -> Tensor:
-        return logits_at(model, rows, input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
-
+    predictor = make_predictor(model, tokenizer, scores_end=True)
     model.eval()
     nats, tokens = [], []
-    for rows in ids.to(device).split(batch_size):
+    for rows in ids.to(predictor.device).split(batch_size):
         bounds = bound_of_rows(
-            predict_logits,
+            predictor,
             rows,
             rows.ne(tokenizer.bos_token_id),
-            mask_id=int(tokenizer.mask_token_id),  # type: ignore[arg-type]
-            end_id=end_token_id(tokenizer),
-            forbidden_ids=forbidden,
+            mask_id=predictor.mask_id,
+            end_id=predictor.end_id,
+            forbidden_ids=predictor.forbidden_ids,
             draws=draws,
         )
         nats.append(bounds.nats)

@@ -5,7 +5,7 @@ import copy
 import pytest
 from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
-from diffusion_mlm import story_language
+from diffusion_mlm import DiffusionGenerationConfig, story_language
 from diffusion_mlm.modeling import build_model
 
 
@@ -38,3 +38,17 @@ def shared_roberta(story_tokenizer: PreTrainedTokenizerFast) -> RobertaForMasked
 def tiny_roberta(shared_roberta: RobertaForMaskedLM) -> RobertaForMaskedLM:
     """A RoBERTa of 1 layer and width 16 with random weights that reads 32 story tokens; yours to change."""
     return copy.deepcopy(shared_roberta)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_roberta: RobertaForMaskedLM,
+    story_tokenizer: PreTrainedTokenizerFast,
+) -> str:
+    """A tiny generator of 32 story tokens in a directory."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    shared_roberta.save_pretrained(directory)
+    story_tokenizer.save_pretrained(directory)
+    DiffusionGenerationConfig(max_new_tokens=5).save_pretrained(directory)
+    return str(directory)

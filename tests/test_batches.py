@@ -30,17 +30,6 @@ PREFIXES = ["Once upon a time", "The", "  One day, a fox ", "The", "One", "A kin
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, shared_roberta: RobertaForMaskedLM, story_tokenizer: Any
-) -> str:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    shared_roberta.save_pretrained(directory)
-    story_tokenizer.save_pretrained(directory)
-    DiffusionGenerationConfig(max_new_tokens=5).save_pretrained(directory)
-    return str(directory)
-
-
 @pytest.fixture
 def run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: str

@@ -27,7 +27,7 @@ from diffusion_mlm.cli.generation_settings import CHOICES, default_checkpoint
 from diffusion_mlm.cli.parsing import arguments_of_file
 from diffusion_mlm.errors import HubUnavailableError, NonFiniteLossError, NotAllowedError, OutputDirectoryError
 from diffusion_mlm.generation import generate, load_generator
-from diffusion_mlm.generation_config import DEFAULTS, PRESETS, DiffusionGenerationConfig
+from diffusion_mlm.generation_config import DEFAULTS, PRESETS
 from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.sampling import NonFiniteLogitsError, SamplingMethod
 from diffusion_mlm.schedules import SCHEDULES
@@ -53,18 +53,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return (status, *capsys.readouterr())
 
     return run_here
-
-
-@pytest.fixture(scope="module")
-def checkpoint(
-    tmp_path_factory: pytest.TempPathFactory, shared_roberta: RobertaForMaskedLM, story_tokenizer: Any
-) -> str:
-    """A tiny generator of 32 story tokens in a directory."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    shared_roberta.save_pretrained(directory)
-    story_tokenizer.save_pretrained(directory)
-    DiffusionGenerationConfig(max_new_tokens=5).save_pretrained(directory)
-    return str(directory)
 
 
 def assert_one_sentence(err: str, *words: str) -> None:

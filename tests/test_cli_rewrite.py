@@ -12,18 +12,6 @@ from diffusion_mlm.cli import main
 Command = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(
-    shared_roberta: RobertaForMaskedLM,
-    story_tokenizer: PreTrainedTokenizerFast,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> str:
-    directory = tmp_path_factory.mktemp("checkpoint")
-    shared_roberta.save_pretrained(directory)
-    story_tokenizer.save_pretrained(directory)
-    return str(directory)
-
-
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], checkpoint: str) -> Command:
     def run(verb: str, *argv: object) -> tuple[int, str, str]:

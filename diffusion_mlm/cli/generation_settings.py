@@ -152,7 +152,7 @@ def load_checkpoint(
     model, tokenizer = load_generator(checkpoint, trust_remote_code=trust_remote_code)
     transformers_logging.enable_progress_bar()
     gpu = Process.of_environment().local_rank % max(torch.cuda.device_count(), 1)
-    model.to(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    model.to(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # `to` hides behind a wrapper
     return model, tokenizer
 
 

@@ -28,7 +28,7 @@ def parse(dataclasses: list[type], argv: list[str], prog: str, positional: str |
             dataclasses refuse.
     """
     parser = HfArgumentParser(
-        dataclasses,  # type: ignore[arg-type]
+        dataclasses,  # type: ignore[arg-type]  # any dataclasses, which the stub narrows
         prog=prog,
         allow_abbrev=False,
         exit_on_error=False,

@@ -281,7 +281,7 @@ def make_rows(
         texts,
         tokenizer,
         max_length,
-        data_args.packing,  # type: ignore[arg-type]
+        data_args.packing,  # type: ignore[arg-type]  # the parser has checked it
         separate_texts=not data_args.join_texts,
         report=report,
     )
