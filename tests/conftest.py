@@ -3,7 +3,8 @@
 import copy
 
 import pytest
-from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, RobertaConfig, RobertaForMaskedLM
 
 from diffusion_mlm import DiffusionGenerationConfig, story_language
 from diffusion_mlm.modeling import build_model
@@ -32,6 +33,23 @@ def shared_roberta(story_tokenizer: PreTrainedTokenizerFast) -> RobertaForMasked
         pad_token_id=story_tokenizer.pad_token_id,
     )
     return build_model(config, seed=0).eval()
+
+
+@pytest.fixture(scope="session")
+def shared_llama(story_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A causal model of 2 layers and width 16 with random weights that reads 16 story tokens."""
+    config = LlamaConfig(
+        vocab_size=len(story_tokenizer),
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        initializer_range=0.5,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture
