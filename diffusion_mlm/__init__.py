@@ -19,8 +19,10 @@ _EXPORTS = {
     "evaluate_texts": "evaluation.text_likelihood",
     "generate": "generation",
     "infill": "infilling",
+    "Judge": "evaluation.judge",
     "load_generator": "generation",
     "load_model": "modeling",
+    "sample_quality": "evaluation.sample_quality",
     "score": "evaluation.scoring",
     "stream": "generation",
 }
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from .constraints import Constraints as Constraints
     from .data_collator import DataCollatorForMaskedDiffusion as DataCollatorForMaskedDiffusion
     from .editing import edit as edit
+    from .evaluation.judge import Judge as Judge
+    from .evaluation.sample_quality import sample_quality as sample_quality
     from .evaluation.scoring import score as score
     from .evaluation.text_likelihood import evaluate_texts as evaluate_texts
     from .generation import DiffusionGenerationOutput as DiffusionGenerationOutput

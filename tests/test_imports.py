@@ -47,6 +47,15 @@ LIKELIHOOD = (
     "evaluation.trajectory",
     "evaluation.loss_curve",
 )
+# Figures of texts as words and characters: no model, no tensor.
+TEXT_FIGURES = (
+    "evaluation.words",
+    "evaluation.diversity",
+    "evaluation.longest_copy",
+    "evaluation.matched_texts",
+    "evaluation.sample_report",
+    "evaluation.sample_warnings",
+)
 # What anybody may import, because it imports nothing but itself.
 FOUNDATIONS = ("errors", "hub_access")
 SURFACES = ("cli", "demo")
@@ -162,7 +171,8 @@ def test_the_reader_resolves_imports(statement: str, module: str, is_package: bo
 
 
 @pytest.mark.parametrize(
-    "name", [*MATHEMATICS, *TEXT_AND_MODELS, *LIKELIHOOD, *FOUNDATIONS, "cli", "trainer", "visualization"]
+    "name",
+    [*MATHEMATICS, *TEXT_AND_MODELS, *LIKELIHOOD, *TEXT_FIGURES, *FOUNDATIONS, "cli", "trainer", "visualization"],
 )
 def test_a_module_with_a_rule_exists(name: str) -> None:
     assert name in SOURCES, f"{name} has gone from the package: take its rule out of this file."
@@ -184,6 +194,15 @@ def test_likelihood_imports_only_torch_and_mathematics(name: str) -> None:
     others = {found.target for found in IMPORTS[name] if not found.ours}
     assert ours <= set(earlier), f"{name} may not import {sorted(ours - set(earlier))}."
     assert others <= {"torch", *sys.stdlib_module_names}, f"{name} may not import {sorted(others)}."
+
+
+@pytest.mark.parametrize("name", TEXT_FIGURES)
+def test_figures_of_texts_import_only_numpy_and_each_other(name: str) -> None:
+    earlier = TEXT_FIGURES[: TEXT_FIGURES.index(name)]
+    ours = {found.target for found in IMPORTS[name] if found.ours}
+    others = {found.target for found in IMPORTS[name] if not found.ours}
+    assert ours <= set(earlier), f"{name} may not import {sorted(ours - set(earlier))}."
+    assert others <= {"numpy", *sys.stdlib_module_names}, f"{name} may not import {sorted(others)}."
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if within(name, TEXT_AND_MODELS)])
