@@ -40,6 +40,7 @@ class GridArguments:
     )
     num_samples: int = field(default=64, metadata={"help": "Texts per setting."})
     judge: str | None = field(default=None, metadata={"help": "For real text: a causal model, see text_quality."})
+    judge_end_token: str | None = field(default=None, metadata={"help": "For real text: see text_quality."})
     eval_file: str | None = field(default=None, metadata={"help": "For real text: held-out text to compare with."})
     prefix: str = field(default="", metadata={"help": "For real text: what every sample begins with."})
     max_new_tokens: int | None = field(default=None, metadata={"help": "For real text: length of a sample."})
@@ -88,10 +89,10 @@ def main(argv: list[str]) -> int:
         measure = partial(story_samples, model, tokenizer, args.num_samples, args.seed)
     else:
         columns, length = TEXT_COLUMNS, {"max_new_tokens": args.max_new_tokens}
-        quality = TextQuality(args.judge)
-        result["references"] = quality.held_out(args.eval_file, tokenizer, args.num_samples, args.max_new_tokens)
+        quality = TextQuality(args.judge, args.eval_file, judge_end_token=args.judge_end_token)
+        result["references"] = quality.references(tokenizer, args.num_samples, args.max_new_tokens)
         caption = f"Text by setting, {args.num_samples} samples of {args.max_new_tokens} tokens each. " + "; ".join(
-            f"{name}: " + ", ".join(f"{column} {value:.3f}" for column, value in figures.items())
+            f"{name}: " + ", ".join(f"{column} {as_text(figures[column])}" for column in columns if column in figures)
             for name, figures in result["references"].items()
         )
         measure = partial(quality.samples, model, tokenizer, args.prefix, args.num_samples, seed=args.seed)
@@ -110,9 +111,13 @@ def as_table(caption: str, rows: list[dict[str, Any]], columns: tuple[str, ...])
     lines = [f"{caption}\n", f"| setting | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for row in rows:
         setting = ", ".join(f"{name} {value}" for name, value in row.items() if name not in columns)
-        shown = ("" if row[name] is None else f"{row[name]:.3f}" for name in columns)
+        shown = (as_text(row[name]) for name in columns)
         lines.append(f"| {setting} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"
+
+
+def as_text(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

@@ -21,11 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from diffusion_mlm import generate, infill, load_generator, story_language
 from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
+from diffusion_mlm.evaluation.diversity import distinct_ngrams
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
 from diffusion_mlm.evaluation.row_predictor import make_predictor
-
-sys.path.insert(0, str(Path(__file__).parent))
-from text_quality import distinct_ngrams  # a neighbour, not a package
 
 HELD_OUT_SEED = 1_000_003  # stories that no recipe trains on
 
@@ -92,7 +90,7 @@ def story_samples(
         "valid_share": float(accepted.double().mean()),
         "mean_exact_logprob_per_token": mean,  # of the accepted stories
         "num_distinct": len(set(output.texts)),
-        "distinct_3": distinct_ngrams(output.texts, 3),
+        "distinct_3": distinct_ngrams([text.split() for text in output.texts], 3),
         "num_samples": num_samples,
         "forwards_per_sample": sum(sample.num_forwards for sample in output.samples) / num_samples,
         "seconds_per_sample": seconds / num_samples,
