@@ -27,6 +27,8 @@ def start_by_copying(model: PreTrainedModel) -> None:
 def start_at_neighbors(model: PreTrainedModel, peak: float = 10.0) -> None:
     """Starts the heads of the first layer by attending one place to the left, one to the right, two to the left, ...
 
+    Those of a decoder, which sees nothing to its right, attend one place to the left, two, three, ...
+
     Position i is embedded as the sines and cosines of `w_k i` in the first dimensions, as many as a head has, where
     words start at 0. There the key is the identity and the query of a head turns each pair by `w_k` times its offset,
     so that a score is `sum_k cos(w_k (i + offset - j))`: high at j = i + offset alone, because the frequencies `w_k`
@@ -50,7 +52,7 @@ def start_at_neighbors(model: PreTrainedModel, peak: float = 10.0) -> None:
     words[:, : 2 * half] = 0
     attention = model.base_model.encoder.layer[0].attention.self  # type: ignore[union-attr, index]  # as above
     for head in range(config.num_attention_heads):
-        offset = (head // 2 + 1) * (1 if head % 2 else -1)
+        offset = -(head + 1) if config.is_decoder else (head // 2 + 1) * (1 if head % 2 else -1)
         cos, sin = ((f(frequency * offset)).float().diag() for f in (torch.cos, torch.sin))
         turn = torch.cat([torch.cat([cos, sin], -1), torch.cat([-sin, cos], -1)])  # sin(a + b), cos(a + b)
         rows = slice(head * width, head * width + 2 * half)

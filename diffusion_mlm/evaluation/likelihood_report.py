@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from .text_rows import TextRows
 
 
@@ -17,6 +19,8 @@ class Estimate:
         standard_error (`float`, *optional*), confidence_interval (*optional*): of `nats_per_token`, over texts
             (packed: over rows); None for a single one.
         settings (`dict`): of the estimator.
+        nats (`torch.Tensor`, *optional*): of each text (packed: of each row) in order, float64; with those of another
+            model of the same rows it makes a comparison in pairs, see `interval.ratio_estimate`.
     """
 
     nats_per_token: float
@@ -25,10 +29,11 @@ class Estimate:
     standard_error: float | None
     confidence_interval: tuple[float, float] | None
     settings: dict[str, Any] = field(default_factory=dict)
+    nats: Tensor | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, the settings in line with the figures."""
-        figures = {name: value for name, value in vars(self).items() if name != "settings"}
+        """For JSON, the settings in line with the figures; without those of single texts."""
+        figures = {name: value for name, value in vars(self).items() if name not in ("settings", "nats")}
         return {**self.settings, **figures}
 
 

@@ -1,7 +1,6 @@
 """The likelihood of texts under a masked diffusion model: the bound, and other estimates beside it."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,19 +8,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..canvas import training_facts
-from ..errors import NonFiniteLossError
 from ..modeling import context_length, unwrap
 from ..schedules import get_schedule
-from .interval import RatioEstimate, ratio_estimate
-from .likelihood import NUM_BUCKETS, bound_of_rows, count_tokens
+from .likelihood import NUM_BUCKETS, bound_of_rows
 from .likelihood_report import Estimate, LikelihoodReport
 from .loss_curve import RowCurves, loss_curve_of_rows
 from .row_predictor import RowPredictor, make_predictor, writes_ends
-from .text_rows import TextRows, make_rows, row_batches
+from .text_rows import TextRows, make_rows
+from .text_sums import CONFIDENCE, TextSums
 from .trajectory import chain_of_rows, fixed_ranks, importance_bound, random_chains_of_rows, sampler_bound_of_rows
 
 ESTIMATORS = ("curve", "steps", "chain", "importance")
-CONFIDENCE = 0.95
 _LONGEST_ROW = 512  # of a model that was not trained here, however much it reads
 
 
@@ -99,7 +96,7 @@ def evaluate_texts(
     rows = make_rows(
         texts, tokenizer, require_row_length(model, tokenizer, length), packing, scores_end, separate_texts
     )
-    sums = _TextSums(make_predictor(model, tokenizer, scores_end), rows, batch_size, seed, progress)
+    sums = _Estimators(make_predictor(model, tokenizer, scores_end), rows, batch_size, seed, progress)
     sums.prepare(1 + len(set(estimators)) - ("steps" in estimators) + len(steps) * ("steps" in estimators))
     was_training = model.training
     model.eval()
@@ -158,8 +155,8 @@ def _require(
     get_schedule(schedule)
 
 
-class _TextSums:
-    """Runs estimators over all rows and adds up the nats of each text."""
+class _Estimators(TextSums):
+    """Runs the estimators of a masked model over all rows."""
 
     def __init__(
         self,
@@ -169,60 +166,13 @@ class _TextSums:
         seed: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self.predictor, self.rows = predictor, rows
-        self.batch_size, self.progress = batch_size, progress
-        self.tokens = torch.zeros(rows.num_units, dtype=torch.int64)
-        for ids, maskable, units in self._batches():
-            self.tokens.index_add_(0, units, count_tokens(ids, maskable, predictor.end_id))
-        if not self.tokens.any():
-            raise ValueError(
-                f"`texts` has no token that could be scored: its {rows.num_texts} texts are empty, or unknown to this "
-                f"tokenizer."
-            )
+        super().__init__(rows, predictor.never_scored, predictor.end_id, predictor.device, batch_size, progress)
+        self.predictor = predictor
         self.options: dict[str, Any] = {
             "mask_id": predictor.mask_id,
             "forbidden_ids": predictor.forbidden_ids,
             "seed": seed,
         }
-        self.done = self.planned = 0
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        return row_batches(self.rows.rows, self.predictor.never_scored, self.batch_size)
-
-    def prepare(self, passes: int) -> None:
-        """Tells how many passes over all rows there will be."""
-        self.planned = passes * math.ceil(len(self.rows.rows) / self.batch_size)
-
-    def add(self, of_batch: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """Nats of each text, `(num_units,)`, from a function of a batch's `input_ids` and `maskable`, `(B, L)`."""
-        nats = torch.zeros(self.rows.num_units, dtype=torch.float64)
-        for ids, maskable, units in self._batches():
-            device = self.predictor.device
-            nats.index_add_(0, units, of_batch(ids.to(device), maskable.to(device)).cpu())
-            self.done += 1
-            if self.progress is not None:
-                self.progress(self.done, self.planned)
-        return nats
-
-    def estimate(self, nats: Tensor, **settings: Any) -> Estimate:
-        """The figures of some estimates of the texts' nats."""
-        if not torch.isfinite(nats).all():
-            what = "rows" if self.rows.num_units == len(self.rows.rows) else "texts"
-            raise NonFiniteLossError(
-                f"The likelihood of {int((~torch.isfinite(nats)).sum())} of {len(nats)} {what} is not finite: the "
-                f"model answers NaN, or gives a token of the text probability 0. Take another checkpoint."
-            )
-        scored = self.tokens > 0
-        ratio: RatioEstimate = ratio_estimate(nats[scored], self.tokens[scored], CONFIDENCE)
-        num_bytes = self.rows.num_bytes
-        return Estimate(
-            nats_per_token=ratio.value,
-            perplexity=math.exp(ratio.value),
-            bits_per_byte=float(nats.sum()) / math.log(2) / num_bytes if num_bytes else None,
-            standard_error=ratio.standard_error,
-            confidence_interval=ratio.interval,
-            settings=settings,
-        )
 
     def bound(self, draws: int) -> tuple[Estimate, list[tuple[float, float]]]:
         buckets = torch.zeros(2, NUM_BUCKETS, dtype=torch.float64)

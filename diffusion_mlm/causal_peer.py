@@ -1,0 +1,65 @@
+"""A causal language model of the size of a masked one, to compare the two; and any other one, from a directory.
+
+The peer of a RoBERTa is the same RoBERTa as a decoder: the same tokenizer, layers, head and number of parameters, the
+same first weights, but each place sees only what stands before it. So attention mask and loss are all that differs. A
+GPT-2 or Llama of that size would differ in norms, positions and activations too, and a ratio of their likelihoods
+would mix all of it.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .hub_access import require_repository
+from .initialization import start_at_neighbors, start_by_copying
+
+
+def build_causal_peer(config: Any, seed: int = 0, attn_implementation: str = "sdpa") -> PreTrainedModel:
+    """The causal peer of `build_model(config, seed)`: fresh float32 weights, built on the CPU.
+
+    All of them are those of the masked model, but for the heads of the first layer: those of the masked model start
+    one place to the left, one to the right, two to the left, ...; those of a decoder, which has no right, one, two,
+    three, ... to the left.
+
+    Args:
+        config (`RobertaConfig`): of the masked model; it is not changed.
+        seed (`int`): of the weights.
+
+    Raises:
+        ValueError: this is no RoBERTa, whose class can be a decoder.
+    """
+    if config.model_type != "roberta":
+        raise ValueError(
+            f"`config` is that of a {config.model_type!r}, whose causal peer is unknown here. Train one by hand, or "
+            f"take a RoBERTa."
+        )
+    config = copy.deepcopy(config)
+    config.is_decoder, config.architectures = True, None
+    config.diffusion = None  # how its masked model was trained is no fact about this one
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
+        start_by_copying(model)
+        start_at_neighbors(model)
+    return model
+
+
+def load_causal_model(
+    name_or_path: str, *, argument: str = "--autoregressive"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Any causal language model in float32 and its tokenizer, from safetensors in a directory or on the Hub.
+
+    Raises:
+        ValueError: there is none.
+        HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
+    """
+    require_repository(name_or_path, "model", argument)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]
+        raise ValueError(f"`{argument}` is {name_or_path!r}, which is no causal language model: {reason}.") from error
+    return model.eval(), tokenizer
