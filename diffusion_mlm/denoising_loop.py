@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from .unmasking import (
     position_scores,
     scores_before_logits,
     take_highest,
+    take_independent,
     take_spread,
 )
 
@@ -158,7 +160,8 @@ class DenoisingLoop:
         if self.order not in ORDERS_BEFORE_LOGITS:
             scores = self._scores(work, needed, log_probs, tokens)
         if self.adaptive is not None:
-            counts = torch.where(work.is_rest, counts, self._adaptive_counts(scores, needed, log_probs, counts))
+            scores, enough = self._adapt(work, scores, needed, log_probs, counts)
+            counts = torch.where(work.is_rest, counts, enough)
         if self.remasking.rule == "low_confidence":
             keep = take_highest(torch.where(work.visible, sure.double().log(), scores), work.fill, work.num_visible)
             reveal, remasked = work.open & keep, work.visible & ~keep
@@ -300,13 +303,21 @@ class DenoisingLoop:
             scores += scale.unsqueeze(-1) * gumbel(fold_in(work.keys, _NOISE), needed.shape[1])
         return scores
 
-    def _adaptive_counts(self, scores: Tensor, needed: Tensor, log_probs: Tensor, planned: Tensor) -> Tensor:
-        confidence = torch.zeros(needed.shape, device=needed.device)
-        entropy = torch.zeros_like(confidence)
-        confidence[needed] = log_probs.amax(-1).exp()
-        entropy[needed] = -position_scores("entropy", log_probs)
-        counts = self.adaptive.counts(scores, needed, confidence, entropy)  # type: ignore[union-attr]  # only asked if adaptive
-        return torch.maximum(counts, planned) if self.at_most else counts
+    def _adapt(
+        self, work: _Work, scores: Tensor, needed: Tensor, log_probs: Tensor, planned: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and counts of the adaptive rule, `(A, L)` and `(A,)`."""
+        rule = cast(AdaptiveCount, self.adaptive)
+        if rule.rule == "independent":
+            together = take_independent(scores, needed, work.masked, log_probs, rule.bound, rule.most)
+            scores, counts = scores.masked_fill(together, math.inf), together.sum(-1)
+        else:
+            confidence = torch.zeros(needed.shape, device=needed.device)
+            entropy = torch.zeros_like(confidence)
+            confidence[needed] = log_probs.amax(-1).exp()
+            entropy[needed] = -position_scores("entropy", log_probs)
+            counts = rule.counts(scores, needed, confidence, entropy)
+        return scores, torch.maximum(counts, planned) if self.at_most else counts
 
     def _report(self, step: DenoisingStep, work: _Work) -> DenoisingStep:
         """Shows `on_step` the step, and does what it answers."""

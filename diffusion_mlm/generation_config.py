@@ -50,13 +50,13 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 64,
 }
 _NOT_OF_A_PRESET = ("max_new_tokens", "stride", "num_return_sequences", "batch_size")
-_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5}
+_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.25}
 
 # What each preset changes; everything else but length, number and batch size is as in DEFAULTS.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "quality": {"steps_per_token": 2.0, "remask": "remdm_cap", "remask_eta": 0.02},
-    "fast": {"adaptive": "entropy_bound"},
+    "fast": {"adaptive": "independent"},
     "greedy": {"sampling": "greedy"},
     "faithful": {"order": "random", "top_p": 1.0},
     "guide": {"steps": 10, "order": "random", "remask": "renoise"},
@@ -81,8 +81,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         steps (`int`, *optional*): planned denoising steps; by default `steps_per_token` for each new token.
         steps_per_token (`float`): above 1 of use with remasking only.
         adaptive (`str`, *optional*): reveal as many as the model is sure of: `threshold`, `factor`, `entropy_bound`,
-            to the bound `adaptive_bound` (by default 0.9, 1, 0.5) and at most `max_reveal` in a step; see
-            `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
+            `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.25) and at most `max_reveal` in a
+            step; see `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
         block_length (`int`, *optional*): finish so many tokens before the next ones begin; 0 is off. By default 16
             where every token has a forward of its own and the surest come first, which was better on stories and on
             text (`results/block_length.json`); else off: tokens that a step reveals together do better far apart.

@@ -68,10 +68,20 @@ def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
     few = [{"schedule": schedule, "steps": count} for schedule in ("cosine", "maskgit") for count in steps[:3]]
     adaptive = [
         {"adaptive": rule, "adaptive_bound": bound}
-        for rule, bounds in {"threshold": (0.9, 0.7, 0.5), "factor": (1.0,), "entropy_bound": (0.5, 1.0, 2.0)}.items()
+        for rule, bounds in {
+            "threshold": (0.95, 0.9, 0.7, 0.5),
+            "factor": (1.0,),
+            "entropy_bound": (0.1, 0.5, 1.0),
+            "independent": (0.1, 0.25, 0.5),
+        }.items()
         for bound in bounds
     ]
-    return [{"preset": preset} for preset in PRESETS] + blocks + few + adaptive + sampled + grid
+    revised = [
+        {"block_length": 16, "steps_per_token": 2.0, "remask": remask, "remask_eta": eta}
+        for remask, etas in {"remdm_cap": (0.02, 0.1), "remdm_rescale": (0.05, 0.2), "remdm_conf": (0.5, 1.0)}.items()
+        for eta in etas
+    ]
+    return [{"preset": preset} for preset in PRESETS] + blocks + few + adaptive + revised + sampled + grid
 
 
 def main(argv: list[str]) -> int:

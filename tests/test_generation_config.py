@@ -254,7 +254,7 @@ def test_updating_by_a_preset_keeps_length_number_and_batch_size_only() -> None:
 def test_a_file_holds_what_a_preset_stands_for(tmp_path: Path) -> None:
     DiffusionGenerationConfig(preset="fast").save_pretrained(tmp_path)
     assert "preset" not in json.loads((tmp_path / "generation_config.json").read_text())
-    assert DiffusionGenerationConfig.from_pretrained(tmp_path).adaptive == "entropy_bound"
+    assert DiffusionGenerationConfig.from_pretrained(tmp_path).adaptive == "independent"
 
 
 @pytest.mark.parametrize(

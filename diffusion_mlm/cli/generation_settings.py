@@ -17,7 +17,7 @@ FINAL_MODEL = "results/final-model"
 CHOICES = {
     "preset": ["default", "quality", "fast", "greedy", "faithful", "guide"],
     "schedule": ["linear", "cosine", "exponential", "maskgit"],
-    "adaptive": ["threshold", "factor", "entropy_bound"],
+    "adaptive": ["threshold", "factor", "entropy_bound", "independent"],
     "sampling": ["greedy", "topk", "nucleus", "min_p", "typical"],
     "order": ["random", "confidence", "margin", "entropy", "left_to_right"],
     "order_from": ["distribution", "sample"],
@@ -57,7 +57,7 @@ class GenerationSettings:
     steps: int | None = setting("steps", "Denoising steps.", "--steps-per-token for each")
     steps_per_token: float | None = setting("steps_per_token", "Above 1 of use with --remask only.", "1.0")
     adaptive: str | None = setting("adaptive", "Reveal as many as the model is sure of.", "off")
-    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0 or 0.5")
+    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.25")
     max_reveal: int | None = setting("max_reveal", "Of --adaptive: the most in one step.", "unlimited")
     block_length: int | None = setting(
         "block_length",
