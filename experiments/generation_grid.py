@@ -5,7 +5,8 @@
 
 Per setting of the story model: the share of generated stories that the grammar accepts, their mean exact
 log-probability per token (a faithful sampler has minus the entropy of the language, a collapsed one is far above),
-distinct 3-grams and forwards. With a judge: see `text_quality`. Writes JSON and, beside it, a Markdown table.
+distinct 3-grams and forwards. With a judge: see `text_quality`. Writes JSON and, beside it, a Markdown table, after
+each setting; the same command goes on where it was stopped. (What a preset stands for may change: presets come anew.)
 """
 
 import json
@@ -81,13 +82,19 @@ def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
         for remask, etas in {"remdm_cap": (0.02, 0.1), "remdm_rescale": (0.05, 0.2), "remdm_conf": (0.5, 1.0)}.items()
         for eta in etas
     ]
-    return [{"preset": preset} for preset in PRESETS] + blocks + few + adaptive + revised + sampled + grid
+    sharper = [{"top_p": 0.8}, {"top_p": 0.7}, {"temperature": 0.8}, {"sampling": "min_p"}, {"sampling": "typical"}]
+    presets = [{"preset": preset} for preset in PRESETS]
+    return presets + blocks + sharper + few + adaptive + revised + sampled + grid
 
 
 def main(argv: list[str]) -> int:
     (args,) = parse([GridArguments], argv, "generation_grid")
     model, tokenizer = load_generator(args.checkpoint)
-    result: dict[str, Any] = {"checkpoint": Path(args.checkpoint).name, "num_samples": args.num_samples}
+    result: dict[str, Any] = {
+        "checkpoint": Path(args.checkpoint).name,
+        "num_samples": args.num_samples,
+        "seed": args.seed,
+    }
     if args.judge is None:
         columns, length = STORY_COLUMNS, {}
         entropy = story_language.entropy_per_token()
@@ -106,15 +113,27 @@ def main(argv: list[str]) -> int:
             for name, figures in result["references"].items()
         )
         measure = partial(quality.samples, model, tokenizer, args.prefix, args.num_samples, seed=args.seed)
+    path = Path(args.output)
+    known = rows_of(path, {**result, "rows": None}, columns)
     result["rows"] = rows = []
     for settings in settings_to_try(args.steps):
-        figures = measure(**settings, **length)
+        figures = known.pop(json.dumps(settings), None) or measure(**settings, **length)
         rows.append({**settings, **{name: figures[name] for name in columns}})
         print(json.dumps(rows[-1]), flush=True)
-    path = Path(args.output)
-    path.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(as_table(caption, rows, columns), encoding="utf-8")
+        so_far = {**result, "rows": rows + list(known.values())}
+        path.write_text(json.dumps(so_far, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text(as_table(caption, rows, columns), encoding="utf-8")
     return 0
+
+
+def rows_of(path: Path, wanted: dict[str, Any], columns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The figures by settings that a run on the same terms has written, but those of presets."""
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rows = found.get("rows", [])
+    if {**found, "rows": None} != json.loads(json.dumps(wanted)):
+        return {}
+    settings = [{name: value for name, value in row.items() if name not in columns} for row in rows]
+    return {json.dumps(of): row for of, row in zip(settings, rows, strict=True) if "preset" not in of}
 
 
 def as_table(caption: str, rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
