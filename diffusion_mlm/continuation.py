@@ -190,8 +190,11 @@ def make_continuations(
     prefixes: str | Sequence[str],
     config: DiffusionGenerationConfig,
     seed: int,
+    longest_prefix: int | None = None,
 ) -> list[Continuation]:
     """One per sample; sample j of a prefix has the seed `seed + j`, so that a batch changes nothing.
+
+    Of a prefix with more than `longest_prefix` tokens only the last ones are seen, with one warning for all.
 
     Raises:
         ValueError: a prefix is no valid text or leaves no room in the context, or a window has no room for `stride`.
@@ -206,8 +209,12 @@ def make_continuations(
     stride = config.stride if config.stride is not None else max(room // 2, 1)
     texts: list[Continuation] = []
     seen: Counter[str] = Counter()
+    num_cut = 0
     for place, prefix in enumerate(prefixes):
-        prefix_ids = start + encode_prefix(tokenizer, prefix, place)
+        prefix_ids = encode_prefix(tokenizer, prefix, place)
+        first = max(len(prefix_ids) - longest_prefix, 0) if longest_prefix is not None else 0
+        num_cut += first > 0
+        prefix_ids = start + prefix_ids[first:]
         num_new = _num_new(model, tokenizer, config, len(prefix_ids), len(closing))
         if len(prefix_ids) + num_new + len(closing) > window:
             if stride > room:
@@ -217,6 +224,8 @@ def make_continuations(
             own = (seed + seen[prefix]) % 2**32
             seen[prefix] += 1
             texts.append(Continuation(prefix, prefix_ids, num_new, closing, own, len(start), window, stride))
+    if num_cut:
+        logger.warning("%d of %d prefixes are too long, and are cut from the left.", num_cut, len(prefixes))
     return texts
 
 

@@ -13,8 +13,8 @@ from diffusion_mlm import evaluate_texts, score, story_language
 from diffusion_mlm.cli import evaluate as evaluate_command
 from diffusion_mlm.cli import main
 from diffusion_mlm.cli import score as score_command
-from diffusion_mlm.evaluation.scoring import SCORES
 from diffusion_mlm.evaluation.text_likelihood import ESTIMATORS
+from diffusion_mlm.evaluation.text_nats import SCORES
 from diffusion_mlm.evaluation.trajectory import FIXED_ORDERS
 from diffusion_mlm.packing import PACKINGS
 from diffusion_mlm.schedules import SCHEDULES

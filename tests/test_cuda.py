@@ -14,6 +14,8 @@ from diffusion_mlm import (
 )
 from diffusion_mlm.checkpoints import STORIES_GENERATOR, STORIES_MLM
 from diffusion_mlm.corruption import ForwardProcess
+from diffusion_mlm.evaluation.answers import write_answers
+from diffusion_mlm.evaluation.continuations import score_continuations
 from diffusion_mlm.modeling import load_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -117,3 +119,18 @@ def test_likelihoods_are_those_of_the_cpu():
         found.append([report.bound.nats_per_token, report.others["steps"][0].nats_per_token, *others])
         found[-1] += [text.nats for text in scored]
     assert found[1] == pytest.approx(found[0], rel=1e-4)
+
+
+def test_what_benchmarks_ask_for_is_answered_as_on_the_cpu():
+    pairs = [("Once upon a time,", " Mia lived near"), ("A clever boy named", " Ben"), ("", "One sunny day")]
+    contexts = [context for context, _ in pairs]
+    scores, answers = [], []
+    for device in ("cpu", "cuda"):
+        model, tokenizer = load_generator(STORIES_GENERATOR)
+        model.to(device)
+        scores.append(score_continuations(model, tokenizer, pairs, draws=4))
+        config = model.generation_config.updated(preset="greedy")
+        answers.append(sorted(write_answers(model, tokenizer, contexts, config, stop_strings=["."])))
+    assert [scored.nats for scored in scores[1]] == pytest.approx([scored.nats for scored in scores[0]], rel=1e-4)
+    assert [scored.is_greedy for scored in scores[1]] == [scored.is_greedy for scored in scores[0]]
+    assert answers[1] == answers[0]

@@ -59,7 +59,9 @@ TEXT_FIGURES = (
 # What anybody may import, because it imports nothing but itself.
 FOUNDATIONS = ("errors", "hub_access")
 SURFACES = ("cli", "demo")
-OPTIONAL_PACKAGES = ("PIL", "gradio", "matplotlib", "mauve", "peft", "tensorboard", "trackio")
+OPTIONAL_PACKAGES = ("PIL", "gradio", "lm_eval", "matplotlib", "mauve", "peft", "tensorboard", "trackio")
+# Subclasses of an optional package's classes: the one package each may load, while nobody may load it unasked.
+ADAPTERS = {"evaluation.lm_eval_model": "lm_eval"}
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,17 @@ def test_the_reader_resolves_imports(statement: str, module: str, is_package: bo
 
 @pytest.mark.parametrize(
     "name",
-    [*MATHEMATICS, *TEXT_AND_MODELS, *LIKELIHOOD, *TEXT_FIGURES, *FOUNDATIONS, "cli", "trainer", "visualization"],
+    [
+        *MATHEMATICS,
+        *TEXT_AND_MODELS,
+        *LIKELIHOOD,
+        *TEXT_FIGURES,
+        *FOUNDATIONS,
+        *ADAPTERS,
+        "cli",
+        "trainer",
+        "visualization",
+    ],
 )
 def test_a_module_with_a_rule_exists(name: str) -> None:
     assert name in SOURCES, f"{name} has gone from the package: take its rule out of this file."
@@ -249,7 +261,14 @@ def test_modules_do_not_load_each_other_in_a_circle() -> None:
 @pytest.mark.parametrize("name", SOURCES)
 def test_optional_packages_are_imported_where_they_are_used(name: str) -> None:
     early = {found.target for found in IMPORTS[name] if found.when_loading} & set(OPTIONAL_PACKAGES)
+    early -= {ADAPTERS.get(name)}
     assert not early, f"{name} must import {sorted(early)} inside the function that needs it."
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_adapters_to_optional_packages_are_loaded_only_where_they_are_asked_for(name: str) -> None:
+    loaded = loaded_with(name) & set(ADAPTERS) - {name}
+    assert not loaded, f"{name} must import {sorted(loaded)} inside the function that needs it."
 
 
 @pytest.mark.parametrize("name", SOURCES)

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from diffusion_mlm import story_language
 from diffusion_mlm.evaluation.row_predictor import PADDING
-from diffusion_mlm.evaluation.text_rows import make_rows, one_per_row, packed, row_batches, windows
+from diffusion_mlm.evaluation.text_rows import (
+    ScoredRow,
+    before_masks,
+    make_rows,
+    one_per_row,
+    packed,
+    row_batches,
+    windows,
+)
 from diffusion_mlm.packing import tokenize_and_pack
 from diffusion_mlm.tokenization import count_unknown, encode_text, train_bpe, train_characters
 
@@ -108,6 +116,40 @@ def test_a_prefix_is_given_in_every_window(max_length):
     first = rows.rows[0]
     assert first.first > 1
     assert first.ids[1 : first.first] == ids[given_tokens - first.first + 1 : given_tokens]
+
+
+MASK = WORDS.mask_token_id
+
+
+@pytest.mark.parametrize("scores_end, tail", [(False, [MASK] * 3 + [END]), (True, [MASK] * 3)])
+def test_masks_stand_behind_a_text_whose_end_is_open(scores_end, tail):
+    before, both = encode_text(WORDS, "One day,"), encode_text(WORDS, "One day, Mia lived")
+    rows = before_masks(" Mia lived", WORDS, 20, scores_end, "One day,", mask_id=MASK, num_masks=3)
+    assert rows.rows == [ScoredRow([START, *both, *tail], 1 + len(before), 0)]
+    (filled,) = before_masks(" Mia lived", WORDS, 20, scores_end, "One day,", mask_id=MASK).rows
+    assert filled.ids == [START, *both, *[MASK] * (20 - 1 - len(both) - (not scores_end)), *tail[3:]]
+
+
+def test_a_prefix_that_leaves_no_room_is_cut_from_the_left_and_counted():
+    prefix, text = STORIES[0], " Mia lived"
+    both = encode_text(WORDS, prefix + text)
+    rows = before_masks(text, WORDS, 22, False, prefix, mask_id=MASK, num_masks=9)
+    assert rows.num_cut == 1 and rows.num_split == 0
+    # A quarter of the 20 tokens of a row are masks.
+    assert rows.rows == [ScoredRow([START, *both[-15:], *[MASK] * 5, END], 14, 0)]
+    assert before_masks(text, WORDS, 128, False, prefix, mask_id=MASK, num_masks=9).num_cut == 0
+    assert before_masks(prefix, WORDS, 22, False, mask_id=MASK).num_cut == 0
+    full = before_masks(text, WORDS, len(both) + 1, True, prefix, mask_id=MASK)
+    assert full.num_cut == 0 and full.rows[0].ids == [START, *both]
+    assert before_masks(text, WORDS, len(both), True, prefix, mask_id=MASK).rows[0].ids[-16:] == [MASK] * 16
+
+
+@pytest.mark.parametrize("max_length", [3, 10, 32])
+def test_no_token_of_a_long_text_before_masks_is_lost_or_counted_twice(max_length):
+    rows = before_masks(STORIES[0], WORDS, max_length, False, mask_id=MASK, num_masks=4)
+    found = [token for token in new_tokens(rows)[0] if token != MASK]
+    assert found == encode_text(WORDS, STORIES[0])
+    assert rows.num_split == 1 and all(len(row.ids) <= max_length for row in rows.rows)
 
 
 def test_a_token_of_prefix_and_text_is_scored():

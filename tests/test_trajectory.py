@@ -15,6 +15,7 @@ from diffusion_mlm.evaluation.trajectory import (
     canvas_nats,
     chain_of_rows,
     fixed_ranks,
+    greedy_rows,
     importance_bound,
     random_chains_of_rows,
     random_ranks,
@@ -224,3 +225,50 @@ def test_forbidden_words_have_no_probability():
     for forbidden, words in ((None, 3), (torch.tensor([1]), 2)):
         nats = chain_of_rows(uniform, text, ALL, ranks, mask_id=MASK, forbidden_ids=forbidden)
         assert float(nats) == pytest.approx(LENGTH * math.log(words), rel=1e-6)
+
+
+def greedy_text(table):
+    """The text that takes the likeliest word at each place, from left to right, by hand."""
+    canvas = torch.full((LENGTH,), MASK)
+    for place in range(LENGTH):
+        canvas[place] = table[canvas @ PLACE_VALUE][place].argmax()
+    return canvas
+
+
+@pytest.mark.parametrize("table", [EXACT, BENT], ids=["exact", "bent"])
+def test_of_all_texts_one_is_greedy(table):
+    every = torch.ones(len(TEXTS), LENGTH, dtype=torch.bool)
+    found = greedy_rows(model_of(table), TEXTS, every, mask_id=MASK)
+    assert TEXTS[found].tolist() == [greedy_text(table).tolist()]
+
+
+def test_greedy_rows_look_at_maskable_places_only():
+    text = greedy_text(BENT)
+    text[0] = (text[0] + 1) % WORDS  # given, and not what the model would say
+    places = torch.tensor([False, True, True, True])
+    canvas = torch.where(places, MASK, text)
+    for place in (1, 2, 3):
+        canvas[place] = BENT[canvas @ PLACE_VALUE][place].argmax()
+    rows = torch.stack([canvas, text])
+    maskable = torch.stack([places, torch.zeros(LENGTH, dtype=torch.bool)])
+    assert greedy_rows(model_of(BENT), rows, maskable, mask_id=MASK).all()
+
+
+def test_greedy_rows_never_hold_a_forbidden_token():
+    text = greedy_text(BENT)[None]
+    forbidden = text[0, :1]
+    assert not greedy_rows(model_of(BENT), text, ALL, mask_id=MASK, forbidden_ids=forbidden).any()
+
+
+def test_a_row_that_is_not_greedy_is_not_asked_about_again():
+    wrong, right = (greedy_text(BENT) for _ in range(2))
+    wrong[0] = (wrong[0] + 1) % WORDS
+    asked = []
+
+    def predict_logits(canvas, rows):
+        asked.append(len(canvas))
+        return model_of(BENT)(canvas, rows)
+
+    rows = torch.stack([wrong, right])
+    assert greedy_rows(predict_logits, rows, ALL.expand(2, -1), mask_id=MASK).tolist() == [False, True]
+    assert asked == [2, 1, 1, 1]

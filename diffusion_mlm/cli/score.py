@@ -11,7 +11,7 @@ from .parsing import parse
 if TYPE_CHECKING:
     from ..evaluation.scoring import ScoredText
 
-SCORES = ("bound", "chain", "importance")  # as in `evaluation.scoring`: --help is quick
+SCORES = ("bound", "chain", "importance")  # as in `evaluation.text_nats`: --help is quick
 
 
 @dataclass

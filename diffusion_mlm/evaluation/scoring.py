@@ -4,22 +4,19 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import NonFiniteLossError
-from ..randomness import fold_in, make_key
+from ..randomness import make_key
 from .interval import group_standard_error
-from .likelihood import bound_of_rows, count_tokens
-from .row_predictor import RowPredictor, make_predictor, writes_ends
+from .row_predictor import make_predictor, writes_ends
 from .text_likelihood import default_row_length, require_row_length
-from .text_rows import ScoredRow, one_per_row, row_batches
-from .trajectory import chain_of_rows, fixed_ranks, importance_bound, random_chains_of_rows
+from .text_nats import nats_of_texts, require_estimator
+from .text_rows import one_per_row
 
-SCORES = ("bound", "chain", "importance")
 _GROUPS = 8  # independent estimates of the bound, whose spread is its standard error
 
 
@@ -137,30 +134,38 @@ def score(
         [True, True]
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
-    _require(texts, prefix, estimator, draws, orders, batch_size)
+    _require(texts, prefix)
+    require_estimator(estimator, draws, orders, batch_size)
     scores_end = writes_ends(model)
     length = default_row_length(model, tokenizer) if max_length is None else max_length
     length = require_row_length(model, tokenizer, length)
     predictor = make_predictor(model, tokenizer, scores_end)
-    options = {"draws": draws, "orders": orders, "batch_size": batch_size, "seed": seed}
     open_with = predictor.mask_id if beginning else None
     cut = [one_per_row([text], tokenizer, length, scores_end, prefix, open_with) for text in texts]
-    # The place of a window in its text is part of the key, so that windows of one length get other masks.
-    jobs = [(place, window, row) for place, rows in enumerate(cut) for window, row in enumerate(rows.rows)]
+    keys = torch.full((len(texts),), make_key("score", seed))
     was_training = model.training
     model.eval()
     try:
-        groups, tokens, forwards = _nats_of_windows(predictor, jobs, len(texts), estimator, options)
+        found = nats_of_texts(
+            predictor,
+            cut,
+            keys,
+            estimator,
+            draws=draws,
+            num_groups=min(_GROUPS, draws),
+            orders=orders,
+            batch_size=batch_size,
+        )
     finally:
         model.train(was_training)
     scored = []
     for place, (text, rows) in enumerate(zip(texts, cut, strict=True)):
-        if not tokens[place]:
+        if not found.num_tokens[place]:
             raise ValueError(
                 f"`texts` holds {text!r}, which has no token that could be scored: it is empty, or unknown to this "
                 f"tokenizer."
             )
-        values = groups[place]
+        values = found.groups[place]
         if values.isnan().any():
             raise NonFiniteLossError(f"The likelihood of {text!r} is NaN: the model's logits are. Take another one.")
         error = float(group_standard_error(values)) if estimator == "bound" else 0.0
@@ -170,10 +175,10 @@ def score(
                 prefix=prefix,
                 nats=float(values.mean()),
                 standard_error=error if estimator != "importance" and math.isfinite(error) else None,
-                num_tokens=int(tokens[place]),
+                num_tokens=int(found.num_tokens[place]),
                 num_bytes=rows.num_bytes,
                 num_unknown=rows.num_unknown,
-                num_forwards=int(forwards[place]),
+                num_forwards=int(found.num_forwards[place]),
                 scores_end=scores_end and not beginning,
                 estimator=estimator,
                 groups=tuple(values.tolist()),
@@ -182,60 +187,8 @@ def score(
     return scored
 
 
-def _require(
-    texts: Sequence[object], prefix: object, estimator: str, draws: int, orders: int, batch_size: int
-) -> None:
+def _require(texts: Sequence[object], prefix: object) -> None:
     if not texts:
         raise ValueError("`texts` is empty: pass at least one text.")
     if not isinstance(prefix, str):
         raise ValueError(f"`prefix` must be a string, not {type(prefix).__name__}.")
-    if estimator not in SCORES:
-        raise ValueError(f"`estimator` must be one of {', '.join(SCORES)}, not {estimator!r}.")
-    for name, value, least in (("draws", draws, 2), ("orders", orders, 1), ("batch_size", batch_size, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"`{name}` must be a whole number of at least {least}, not {value!r}.")
-
-
-def _nats_of_windows(
-    predictor: RowPredictor,
-    jobs: Sequence[tuple[int, int, ScoredRow]],
-    num_texts: int,
-    estimator: str,
-    options: dict[str, Any],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Independent estimates of each text, `(num_texts, G)`, its tokens and its forwards, both `(num_texts,)`.
-
-    Args:
-        jobs: (text, place among its windows, row) of each row.
-    """
-    num_groups = min(_GROUPS, options["draws"]) if estimator == "bound" else 1
-    draws = -(-options["draws"] // num_groups)
-    nats = torch.zeros(num_texts, num_groups, dtype=torch.float64)
-    tokens = torch.zeros(num_texts, dtype=torch.int64)
-    forwards = torch.zeros_like(tokens)
-    shared: dict[str, Any] = {"mask_id": predictor.mask_id, "forbidden_ids": predictor.forbidden_ids}
-    # A row for each group of the bound; the other estimators make many rows of one by themselves.
-    numbered = [
-        ScoredRow(row.ids, row.first, job * num_groups + group)
-        for job, (_, _, row) in enumerate(jobs)
-        for group in range(num_groups)
-    ]
-    for ids, maskable, numbers in row_batches(numbered, predictor.never_scored, options["batch_size"]):
-        job, group = numbers // num_groups, numbers % num_groups
-        text = torch.tensor([jobs[index][0] for index in job.tolist()])
-        window = torch.tensor([jobs[index][1] for index in job.tolist()])
-        keys = fold_in(fold_in(torch.tensor(make_key("score", options["seed"])), window), group)
-        tokens.index_add_(0, text, count_tokens(ids, maskable, predictor.end_id) * (group == 0))
-        steps = {"bound": torch.full_like(text, draws), "chain": maskable.sum(-1)}
-        forwards.index_add_(0, text, steps.get(estimator, maskable.sum(-1) * options["orders"]))
-        ids, maskable, keys = (tensor.to(predictor.device) for tensor in (ids, maskable, keys))
-        if estimator == "bound":
-            of_rows = bound_of_rows(predictor, ids, maskable, draws=draws, keys=keys, **shared).nats
-        elif estimator == "chain":
-            ranks = fixed_ranks("left_to_right", maskable)
-            of_rows = chain_of_rows(predictor, ids, maskable, ranks, batch_size=options["batch_size"], **shared)
-        else:
-            few: dict[str, Any] = {"orders": options["orders"], "batch_size": options["batch_size"], "keys": keys}
-            of_rows = importance_bound(random_chains_of_rows(predictor, ids, maskable, **few, **shared))
-        nats.index_put_((text, group), of_rows.cpu(), accumulate=True)
-    return nats, tokens, forwards

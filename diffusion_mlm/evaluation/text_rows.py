@@ -13,6 +13,7 @@ from ..tokenization import boundary_token_ids, count_unknown, decode_text, encod
 from .row_predictor import PADDING
 
 _TEXTS_AT_ONCE = 1000
+MASKS_BEHIND = 16  # behind a text whose end is open, if a row has room: more were measured to change little
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class TextRows:
         num_altered (`int`): texts that their tokens do not give back byte for byte (letter case, spaces, unknown
             words): their bits per byte are those of something poorer than the text.
         num_split (`int`): texts too long for one row, scored window by window.
+        num_cut (`int`): texts whose prefix is too long to stand before them, and was cut from the left.
     """
 
     rows: list[ScoredRow] = field(default_factory=list)
@@ -59,6 +61,7 @@ class TextRows:
     num_without_tokens: int = 0
     num_altered: int = 0
     num_split: int = 0
+    num_cut: int = 0
 
     def count_text(
         self, tokenizer: PreTrainedTokenizerBase, text: str, ids: Sequence[int], prefix: str = "", given: int = 0
@@ -135,6 +138,45 @@ def one_per_row(
             if stop == len(tokens) and fill is not None:
                 row += [fill] * (1 + capacity - len(row))
             rows.rows.append(ScoredRow(row + closing, 1 + first - start, unit))
+    return rows
+
+
+def before_masks(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    scores_end: bool,
+    prefix: str = "",
+    *,
+    mask_id: int,
+    num_masks: int | None = None,
+) -> TextRows:
+    """Rows of one text that goes on with nobody knows what: masks stand behind what a row scores.
+
+    They take up to a quarter of a row, however long the prefix is, which is cut from the left for them. Where they
+    only fill rows, no prefix is cut that fits without them.
+
+    Args:
+        text, tokenizer, max_length, prefix: as in `one_per_row`.
+        scores_end (`bool`): whether `</s>` would be scored if the text ended; if not it closes the row.
+        mask_id (`int`), num_masks (`int`, *optional*): how many, if there is room; by default as many as fill the row.
+    """
+    _require_row_length(max_length)
+    start_id, end_id = boundary_token_ids(tokenizer)
+    closing = [] if scores_end else [end_id]
+    room = max_length - 1 - len(closing)
+    rows = TextRows(num_units=1)
+    ((_, ids, given),) = _encoded([text], tokenizer, prefix)
+    rows.count_text(tokenizer, text, ids, prefix, given)
+    kept = min(MASKS_BEHIND if num_masks is None else num_masks, room // 4)
+    kept = 0 if num_masks is None and len(ids) <= room else kept
+    pieces = windows(len(ids), given, room - kept)
+    rows.num_split += len(pieces) > 1
+    rows.num_cut += bool(pieces) and pieces[0][0] > 0
+    for start, first, stop in pieces:
+        masks = room - (stop - start)
+        masks = masks if num_masks is None else min(masks, num_masks)
+        rows.rows.append(ScoredRow([start_id, *ids[start:stop], *[mask_id] * masks, *closing], 1 + first - start, 0))
     return rows
 
 

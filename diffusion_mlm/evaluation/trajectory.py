@@ -122,6 +122,41 @@ def chain_of_rows(
     return nats.index_add_(0, canvases[:, 0].to(nats.device), of_canvas)
 
 
+@torch.no_grad()
+def greedy_rows(
+    predict_logits: PredictLogits,
+    input_ids: Tensor,
+    maskable: Tensor,
+    *,
+    mask_id: int,
+    forbidden_ids: Tensor | None = None,
+) -> Tensor:
+    """Whether filling the maskable positions from left to right, each with its likeliest token, gives the row.
+
+    Every position is asked about with what stands before it visible and the rest masked, as `chain_of_rows` does. A
+    row is asked about until it takes another way, so that a wrong one mostly takes one forward.
+
+    Args: as for `chain_of_rows`; all rows go through the model together.
+
+    Returns:
+        `torch.BoolTensor` of shape `(B,)`; True where nothing is maskable. Of equally likely tokens the lowest id
+        counts, as in `sampling`.
+    """
+    ranks, totals = fixed_ranks("left_to_right", maskable), maskable.sum(-1)
+    is_greedy = torch.ones_like(totals, dtype=torch.bool)
+    for rank in range(int(totals.max())):
+        going = is_greedy & (totals > rank)
+        if not going.any():
+            break
+        ids, of_text, place = input_ids[going], maskable[going], ranks[going]
+        asked = of_text & place.eq(rank)
+        logits = predict_logits(ids.masked_fill(of_text & place.ge(rank), mask_id), asked)
+        if forbidden_ids is not None:
+            logits = logits.index_fill(-1, forbidden_ids, -torch.inf)
+        is_greedy[going] = logits.argmax(-1) == ids[asked]
+    return is_greedy
+
+
 def random_chains_of_rows(
     predict_logits: PredictLogits,
     input_ids: Tensor,
