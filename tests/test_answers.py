@@ -51,7 +51,7 @@ def test_a_text_is_cut_at_the_first_stop_string(text, stop_strings, expected):
         {},
         {"sampling": "greedy", "order": "left_to_right"},
         {"order": "random", "steps": 4, "block_length": 0},
-        {"preset": "quality"},
+        {"preset": "quality", "remask": "remdm_cap", "steps_per_token": 2.0},
         {"max_new_tokens": 28, "stride": 10},  # in several windows
     ],
     ids=lambda settings: " ".join(settings) or "default",

@@ -276,10 +276,11 @@ def test_the_bound_of_an_adaptive_rule_has_a_default_of_its_own() -> None:
     [
         ({}, 16),
         ({"order": "confidence", "sampling": "greedy"}, 16),
+        ({"preset": "quality"}, 16),
         ({"block_length": 0}, None),
         ({"block_length": 5, "order": "random"}, 5),
         *[({name: value}, None) for name, value in {"order": "random", "steps": 20, "adaptive": "threshold"}.items()],
-        *[({"preset": preset}, None) for preset in ("quality", "fast", "faithful", "guide")],
+        *[({"preset": preset}, None) for preset in ("fast", "faithful", "guide")],
     ],
 )
 def test_tokens_come_in_blocks_by_default_only_where_each_has_a_forward_of_its_own(settings, expected):

@@ -127,7 +127,7 @@ def test_answers_to_one_question_have_the_same_masks_and_those_to_another_have_o
         ({"max_new_tokens": 8}, {}, {"max_new_tokens": 8}),
         ({"max_gen_toks": 7}, {"max_new_tokens": 9}, {"max_new_tokens": 9}),
         ({"do_sample": False, "temperature": 0.0}, {"sampling": "nucleus"}, {"sampling": "nucleus", "temperature": 1}),
-        ({"do_sample": False}, {"preset": "quality"}, {"sampling": "nucleus", "steps_per_token": 2}),
+        ({"do_sample": False}, {"preset": "quality"}, {"sampling": "nucleus", "temperature": 0.8}),
         ({"steps": 5}, {"order": "random"}, {"steps": 5, "order": "random"}),
     ],
 )
