@@ -90,7 +90,7 @@ def load_generator(
     """
     model = load_model(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
-    model.generation_config = _saved_generation_config(name_or_path, argument)
+    model.generation_config = saved_generation_config(name_or_path, argument)
     return model.eval(), tokenizer
 
 
@@ -289,7 +289,7 @@ def resolve_config(
     return config
 
 
-def _saved_generation_config(name_or_path: str, argument: str) -> DiffusionGenerationConfig:
+def saved_generation_config(name_or_path: str, argument: str) -> DiffusionGenerationConfig:
     try:
         saved = GenerationConfig.from_pretrained(name_or_path)
     except OSError as error:

@@ -13,6 +13,7 @@ VERBS = {
     "edit": "write a share of a text anew",
     "evaluate": "measure how well a model knows a text: the likelihood bound, in nats per token and bits per byte",
     "score": "say how likely sentences are, and which of them is the likeliest",
+    "sweep": "try many settings of generation and find the best at each number of forwards",
 }
 
 
@@ -69,8 +70,10 @@ def _run(verb: str, argv: list[str]) -> int:
         from .rewrite import run_edit as run
     elif verb == "evaluate":
         from .evaluate import run
-    else:
+    elif verb == "score":
         from .score import run
+    else:
+        from .sweep import run
     return run(argv)
 
 

@@ -1,7 +1,7 @@
 """How good written stories are, by the built-in language, whose exact probabilities are known."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -9,8 +9,13 @@ from transformers import PreTrainedTokenizerBase
 from .. import story_language
 from .diversity import distinct_ngrams
 from .interval import ratio_estimate, share_interval
+from .sweep import Measured
 
 Interval = tuple[float, float]
+
+_REFERENCE_SEED = 1_000_005  # stories that no recipe trains on
+# How much likelier than the language stories must be, beyond chance, for a collapse; greedy ones are by 6 % and more.
+_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,43 @@ def story_figures(texts: Sequence[str], confidence: float = 0.95) -> StoryFigure
         log_prob_interval=interval,
         distinct_3=distinct_ngrams(texts, 3),
     )
+
+
+class StoryQuality:
+    """The quality of sets of stories, for `sweep`: a product of three factors in [0, 1].
+
+    * the share of stories that the grammar accepts;
+    * 1 - |mean log-probability + entropy| / entropy, of the accepted ones;
+    * their distinct 3-grams by those of as many stories of the language, at most 1.
+
+    The third factor sees what the second cannot: where the language chooses evenly between names, the likeliest name
+    is as likely as the others, and a generator that always takes it is not too probable. A set has collapsed if it is
+    too probable, by more than 2 % and beyond chance (an interval of 99 %), and has fewer distinct 3-grams.
+
+    Args:
+        num_stories (`int`): in each set.
+    """
+
+    columns: tuple[str, ...] = ("valid_share", "log_prob", "distinct_3")
+    description = "Quality: share of accepted stories x nearness of their exact log-probability x variety."
+
+    def __init__(self, num_stories: int) -> None:
+        real = story_language.sample(num_stories, _REFERENCE_SEED)
+        self._entropy = story_language.entropy_per_token()
+        self.reference = {"valid_share": 1.0, "log_prob": -self._entropy, "distinct_3": distinct_ngrams(real, 3)}
+
+    def measure(self, texts: Sequence[str]) -> Measured:
+        figures = story_figures(texts, confidence=0.99)
+        variety = figures.distinct_3 / self.reference["distinct_3"]
+        gap = 1.0 if figures.gap is None else figures.gap / self._entropy
+        too_probable = figures.log_prob_interval is not None and figures.log_prob_interval[0] > self._entropy * (
+            _TOLERANCE - 1
+        )
+        return Measured(
+            quality=figures.valid_share * max(1 - gap, 0.0) * min(variety, 1.0),
+            collapsed=too_probable and variety < 1,
+            figures=asdict(figures),
+        )
 
 
 def writes_stories(tokenizer: PreTrainedTokenizerBase) -> bool:
