@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
     if args.picture:
         require_matplotlib("--picture")
     # 1. Everything that can be known is checked before anything heavy is loaded.
-    base = _base(args, saved_generation_config(checkpoint, "--checkpoint"))
+    base = _base(args, saved_generation_config(checkpoint))
     settings_grid(args.values(), args.presets(), base)
     asked = {"presets": args.presets(), "values": args.values(), "prefixes": args.prefix, "seed": args.seed}
     known = {**asked, "num_samples": args.num_samples, "version": __version__}

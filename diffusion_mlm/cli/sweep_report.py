@@ -87,7 +87,7 @@ def write_best(checkpoint: str, settings: "Settings") -> list[str]:
     from ..generation import saved_generation_config
     from ..generation_config import DEFAULTS
 
-    before = saved_generation_config(checkpoint, "--checkpoint")
+    before = saved_generation_config(checkpoint)
     after = config_of(settings, before)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # of the file, not ours
         setattr(after, name, getattr(before, name, None))
