@@ -194,6 +194,8 @@ def _quality(
         from ..evaluation.story_quality import StoryQuality
 
         return StoryQuality(num_texts), {"judge": "the grammar of the stories"}
+    from transformers.utils import logging as transformers_logging
+
     from ..data import load_texts
     from ..evaluation.judged_quality import JudgedQuality, held_out_texts, load_judge
     from .fingerprint import digest, digest_of_model
@@ -202,7 +204,9 @@ def _quality(
         files=list(args.eval_file), text_column=args.text_column, text_unit=args.text_unit, encoding=args.encoding
     )
     real = held_out_texts(list(found["text"]), tokenizer, num_texts, num_tokens)
+    transformers_logging.disable_progress_bar()  # of the weights, as in `load_checkpoint`
     judge, judge_tokenizer = load_judge(args.judge)
+    transformers_logging.enable_progress_bar()
     judge.to(next(model.parameters()).device)
     decides = {"judge": digest_of_model(judge), "eval_texts": digest(text.encode() for text in real)}
     return JudgedQuality(judge, judge_tokenizer, real), decides
