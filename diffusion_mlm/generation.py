@@ -90,7 +90,7 @@ def load_generator(
     """
     model = load_model(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
-    model.generation_config = _saved_generation_config(name_or_path, argument)
+    model.generation_config = saved_generation_config(name_or_path, argument)
     return model.eval(), tokenizer
 
 
@@ -289,9 +289,15 @@ def resolve_config(
     return config
 
 
-def _saved_generation_config(name_or_path: str, argument: str) -> DiffusionGenerationConfig:
+def saved_generation_config(name_or_path: str, argument: str = "--checkpoint") -> DiffusionGenerationConfig:
+    """The settings saved beside a model, or the defaults; no weights are loaded.
+
+    Raises:
+        ValueError: `generation_config.json` is damaged or holds impossible settings.
+    """
     try:
-        saved = GenerationConfig.from_pretrained(name_or_path)
+        # Of a greedy one transformers would warn that it has a nucleus, which it may well have.
+        saved = GenerationConfig.from_pretrained(name_or_path, do_sample=True)
     except OSError as error:
         if (Path(name_or_path) / "generation_config.json").is_file():
             raise ValueError(f"`{argument}` is {name_or_path!r}, whose generation_config.json is no JSON.") from error

@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from diffusion_mlm import generate, infill, load_generator, story_language
 from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
-from diffusion_mlm.evaluation.diversity import distinct_ngrams
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
 from diffusion_mlm.evaluation.row_predictor import make_predictor
+from diffusion_mlm.evaluation.story_quality import story_figures
 
 HELD_OUT_SEED = 1_000_003  # stories that no recipe trains on
 
@@ -82,15 +82,12 @@ def story_samples(
     start = time.perf_counter()
     output = generate(model, tokenizer, "", seed=seed, num_return_sequences=num_samples, **settings)
     seconds = time.perf_counter() - start
-    log_probs = story_language.log_prob(output.texts)
-    accepted = torch.isfinite(log_probs)
-    lengths = torch.tensor([len(sample.token_ids) + 1 for sample in output.samples])
-    mean = float(log_probs[accepted].sum() / lengths[accepted].sum()) if accepted.any() else None
+    figures = story_figures(output.texts)
     return {
-        "valid_share": float(accepted.double().mean()),
-        "mean_exact_logprob_per_token": mean,  # of the accepted stories
-        "num_distinct": len(set(output.texts)),
-        "distinct_3": distinct_ngrams([text.split() for text in output.texts], 3),
+        "valid_share": figures.valid_share,
+        "mean_exact_logprob_per_token": figures.log_prob,  # of the accepted stories
+        "num_distinct": figures.num_distinct,
+        "distinct_3": figures.distinct_3,
         "num_samples": num_samples,
         "forwards_per_sample": sum(sample.num_forwards for sample in output.samples) / num_samples,
         "seconds_per_sample": seconds / num_samples,

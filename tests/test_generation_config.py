@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import pickle
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, RobertaForMaskedLM
 
+from diffusion_mlm.generation import saved_generation_config
 from diffusion_mlm.generation_config import DEFAULTS, PRESETS, DiffusionGenerationConfig
 from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.schedules import SCHEDULES
@@ -285,3 +287,14 @@ def test_the_bound_of_an_adaptive_rule_has_a_default_of_its_own() -> None:
 )
 def test_tokens_come_in_blocks_by_default_only_where_each_has_a_forward_of_its_own(settings, expected):
     assert DiffusionGenerationConfig(**settings).to_block_length() == expected
+
+
+def test_a_saved_greedy_config_is_read_without_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    warned: list[str] = []
+    logger = logging.getLogger("transformers.generation.configuration_utils")
+    monkeypatch.setattr(logger, "warning_once", lambda message, *_: warned.append(message), raising=False)
+    DiffusionGenerationConfig("greedy").save_pretrained(tmp_path)
+    GenerationConfig.from_pretrained(tmp_path)
+    assert warned, "transformers does not warn any more: the remedy may go."
+    warned.clear()
+    assert saved_generation_config(str(tmp_path)).sampling == "greedy" and not warned

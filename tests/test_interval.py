@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from diffusion_mlm.evaluation.interval import group_standard_error, ratio_estimate, student_quantile
+from diffusion_mlm.evaluation.interval import (
+    group_standard_error,
+    ratio_estimate,
+    share_interval,
+    student_quantile,
+)
 from diffusion_mlm.randomness import uniform
 
 
@@ -78,3 +83,26 @@ def test_a_confidence_that_is_no_probability_is_refused(confidence):
 def test_no_token_has_no_figure():
     with pytest.raises(ValueError, match="`tokens` sums to 0 over 2 texts"):
         ratio_estimate(torch.zeros(2), torch.zeros(2))
+
+
+@pytest.mark.parametrize("count, total", [(0, 1), (1, 1), (0, 10), (3, 10), (10, 10), (81, 263), (15, 148)])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_the_ends_of_the_interval_of_a_share_solve_the_score_test(count, total, confidence):
+    """Each end p is where |share - p| is z standard errors of p, which is what Wilson's interval is."""
+    share = count / total
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(confidence, dtype=torch.float64)))
+    for end in share_interval(count, total, confidence):
+        assert abs(share - end) == pytest.approx(z * math.sqrt(end * (1 - end) / total), abs=1e-9)
+
+
+def test_the_interval_of_a_share_stays_within_0_and_1_and_holds_the_share():
+    for total in (1, 2, 7, 64):
+        for count in range(total + 1):
+            low, high = share_interval(count, total)
+            assert 0 <= low <= count / total <= high <= 1 and low < high
+
+
+@pytest.mark.parametrize("count, total", [(-1, 5), (6, 5), (0, 0)])
+def test_counts_that_are_no_share_are_refused(count, total):
+    with pytest.raises(ValueError, match="`count` and `total` must satisfy"):
+        share_interval(count, total)

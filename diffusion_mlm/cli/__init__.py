@@ -13,6 +13,7 @@ VERBS = {
     "edit": "write a share of a text anew",
     "evaluate": "measure how well a model knows a text: the likelihood bound, in nats per token and bits per byte",
     "score": "say how likely sentences are, and which of them is the likeliest",
+    "sweep": "try many settings of generation and find the best at each number of forwards",
     "lm-eval": "run tasks of lm-evaluation-harness, with its own options",
 }
 
@@ -72,6 +73,8 @@ def _run(verb: str, argv: list[str]) -> int:
         from .evaluate import run
     elif verb == "score":
         from .score import run
+    elif verb == "sweep":
+        from .sweep import run
     else:
         from .harness import run
     return run(argv)

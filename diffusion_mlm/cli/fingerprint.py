@@ -33,9 +33,9 @@ def fingerprint(
     The name of the checkpoint is none of it, its contents are; nor is `batch_size`, which changes no text.
     """
     return {
-        "checkpoint": _digest_of_model(model),
-        "tokenizer": _digest([json.dumps(sorted(tokenizer.get_vocab().items())).encode()]),
-        "prefixes": _digest(json.dumps([prefix.index, prefix.text]).encode() for prefix in prefixes),
+        "checkpoint": digest_of_model(model),
+        "tokenizer": digest([json.dumps(sorted(tokenizer.get_vocab().items())).encode()]),
+        "prefixes": digest(json.dumps([prefix.index, prefix.text]).encode() for prefix in prefixes),
         "constraints": dataclasses.asdict(constraints) if constraints is not None else None,
         **{name: getattr(config, name) for name in DEFAULTS if name != "batch_size"},
         "seed": seed,
@@ -43,7 +43,7 @@ def fingerprint(
     }
 
 
-def _digest_of_model(model: nn.Module) -> str:
+def digest_of_model(model: nn.Module) -> str:
     """Of all weights, and of what the model says about its training; about a second a gigabyte."""
 
     def parts() -> Iterable[bytes]:
@@ -52,11 +52,11 @@ def _digest_of_model(model: nn.Module) -> str:
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
             yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
-    return _digest(parts())
+    return digest(parts())
 
 
-def _digest(parts: Iterable[bytes]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def digest(parts: Iterable[bytes]) -> str:
+    state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        digest.update(len(part).to_bytes(8, "little") + part)
-    return digest.hexdigest()
+        state.update(len(part).to_bytes(8, "little") + part)
+    return state.hexdigest()

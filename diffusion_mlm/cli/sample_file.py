@@ -95,12 +95,12 @@ class SampleFile:
                 self.path.absolute().parent.mkdir(parents=True, exist_ok=True)
                 self._write_state(settings, over=False)
                 continue
-            differences = _differences(there, settings, any_seed)
-            if there is not None and not differences:
+            differing = differences(there, settings, any_seed)
+            if there is not None and not differing:
                 break
             if not overwrite:
                 raise ValueError(
-                    f"`--output-file` is {self.name!r}, which holds other samples: {'; '.join(differences[:4])}. "
+                    f"`--output-file` is {self.name!r}, which holds other samples: {'; '.join(differing[:4])}. "
                     f"Start it as before, name another file, or replace it with `--overwrite-output true`."
                 )
             if self.process.rank == 0:
@@ -304,7 +304,7 @@ def _key_of(line: bytes) -> tuple[Key, tuple[str, int]] | None:
     return (key, content) if all(isinstance(index, int) for index in key) else None
 
 
-def _differences(there: Mapping[str, Any] | None, settings: Mapping[str, Any], any_seed: bool) -> list[str]:
+def differences(there: Mapping[str, Any] | None, settings: Mapping[str, Any], any_seed: bool) -> list[str]:
     """What differs between two settings, in words; long values are not shown."""
     if there is None:
         return ["nothing says what they are"]

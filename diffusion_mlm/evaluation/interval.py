@@ -1,4 +1,4 @@
-"""Confidence intervals for a figure per token: a ratio of two sums over texts."""
+"""Confidence intervals: of a figure per token, which is a ratio of two sums over texts, and of a share of texts."""
 
 import math
 from dataclasses import dataclass
@@ -36,8 +36,7 @@ def ratio_estimate(nats: Tensor, tokens: Tensor, confidence: float = 0.95) -> Ra
     Raises:
         ValueError: `confidence` lies outside (0, 1), or there is no token.
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"`confidence` must lie in (0, 1), not {confidence!r}; 0.95 is usual.")
+    _require_confidence(confidence)
     nats, tokens = nats.double().cpu(), tokens.double().cpu()
     n, total = len(nats), float(tokens.sum())
     if total <= 0:
@@ -49,6 +48,29 @@ def ratio_estimate(nats: Tensor, tokens: Tensor, confidence: float = 0.95) -> Ra
     error = math.sqrt(n / (n - 1) * float((residuals**2).sum())) / total
     reach = student_quantile((1 + confidence) / 2, n - 1) * error
     return RatioEstimate(value, error, (value - reach, value + reach))
+
+
+def share_interval(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of a share of which `count` of `total` independent draws are: in [0, 1], and never a point.
+
+    Wilson's interval, which holds near 0 and 1 too, where the usual one has no width. Source: Wilson 1927, Journal of
+    the American Statistical Association 22, 209-212.
+
+    Raises:
+        ValueError: `confidence` lies outside (0, 1), or the counts do not satisfy 0 <= count <= total, 1 <= total.
+
+    >>> [round(bound, 3) for bound in share_interval(10, 10)]
+    [0.722, 1.0]
+    """
+    _require_confidence(confidence)
+    if not (0 <= count <= total and total >= 1):
+        raise ValueError(f"`count` and `total` must satisfy 0 <= count <= total >= 1, not {count!r} of {total!r}.")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, shrink = count / total, 1 + z * z / total
+    centre = (share + z * z / (2 * total)) / shrink
+    reach = z / shrink * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    # At the ends the formula is exactly 0 and 1, and rounding is not.
+    return (0.0 if count == 0 else centre - reach), (1.0 if count == total else centre + reach)
 
 
 def student_quantile(probability: float, degrees: int) -> float:
@@ -77,3 +99,8 @@ def student_quantile(probability: float, degrees: int) -> float:
 def group_standard_error(groups: Tensor) -> Tensor:
     """Standard error of the mean over G independent estimates, `(..., G)` to `(...)`."""
     return groups.std(-1) / math.sqrt(groups.size(-1))
+
+
+def _require_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"`confidence` must lie in (0, 1), not {confidence!r}; 0.95 is usual.")
