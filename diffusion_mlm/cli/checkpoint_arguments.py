@@ -1,5 +1,7 @@
 """What every verb that reads a checkpoint takes, and how that is loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,15 +46,24 @@ def load_checkpoint(
     checkpoint: str, trust_remote_code: bool = False, argument: str = "--checkpoint"
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The generator of this name, on the GPU if there is one; processes take one GPU after another."""
-    from transformers.utils import logging as transformers_logging
-
     from ..generation import load_generator
 
-    transformers_logging.disable_progress_bar()  # of the weights; it silences every bar of the Hub's library too
-    model, tokenizer = load_generator(checkpoint, trust_remote_code=trust_remote_code, argument=argument)
-    transformers_logging.enable_progress_bar()
+    with no_loading_bar():
+        model, tokenizer = load_generator(checkpoint, trust_remote_code=trust_remote_code, argument=argument)
     model.to(device_of_process())  # type: ignore[arg-type]  # `to` hides behind a wrapper
     return model, tokenizer
+
+
+@contextmanager
+def no_loading_bar() -> Iterator[None]:
+    """Without the bar of the weights that are read; it silences every bar of the Hub's library too."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def device_of_process() -> str:

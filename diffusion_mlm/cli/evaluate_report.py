@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub_access import require_repository
-from .checkpoint_arguments import device_of_process, load_checkpoint
+from .checkpoint_arguments import device_of_process, load_checkpoint, no_loading_bar
 from .generation_settings import require_text
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def run_report(args: "EvaluateArguments", of_report: ReportArguments) -> int:
     judge = None
     if of_report.judge is not None:
         how: dict[str, Any] = {"end_token": of_report.judge_end_token, "batch_size": args.batch_size}
-        judge = Judge.from_pretrained(of_report.judge, trust_remote_code=trusted, argument="--judge", **how)
+        with no_loading_bar():
+            judge = Judge.from_pretrained(of_report.judge, trust_remote_code=trusted, argument="--judge", **how)
     loaded = [
         _load(name, argument, is_causal, trusted) for (name, argument), is_causal in zip(named, causal, strict=True)
     ]
@@ -111,7 +112,7 @@ def run_report(args: "EvaluateArguments", of_report: ReportArguments) -> int:
             training_texts=training,
             progress=progress,
         )
-    print(report.to_json() if args.output_format == "json" else report_markdown(report))
+    print(report.to_json() if args.output_format == "json" else report_markdown(report).rstrip())
     left_out = [f"{words}: {count:,}" for words, count in what_was_left_out(read, num_not_taken)]
     for line in [*left_out, *report.warnings]:
         print(f"note: {line}", file=sys.stderr)
@@ -151,7 +152,8 @@ def _load(name: str, argument: str, is_causal: bool, trusted: bool) -> "tuple[nn
         return load_checkpoint(name, trusted, argument)
     from ..causal_peer import load_causal_model
 
-    model, tokenizer = load_causal_model(name, argument=argument, trust_remote_code=trusted)
+    with no_loading_bar():
+        model, tokenizer = load_causal_model(name, argument=argument, trust_remote_code=trusted)
     return model.to(device_of_process()), tokenizer  # type: ignore[arg-type]  # `to` hides behind a wrapper
 
 
@@ -172,7 +174,8 @@ def short_names(names: Sequence[str]) -> list[str]:
             raise ValueError(f"`--compare` names {names[place]!r} twice, or as `--checkpoint` too: leave one out.")
     found = []
     for path in paths:
-        size = next(size for size in range(1, len(path) + 1) if sum(of[-size:] == path[-size:] for of in paths) == 1)
+        sizes = (size for size in range(1, len(path)) if sum(of[-size:] == path[-size:] for of in paths) == 1)
+        size = next(sizes, len(path))
         found.append("/".join(path[-size:]))
     return found
 

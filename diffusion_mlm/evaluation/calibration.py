@@ -75,7 +75,7 @@ class CalibrationSums:
             logits (`torch.Tensor` of shape `(N, V)`): -inf for what is impossible.
             targets (`torch.Tensor` of shape `(N,)`), mask_rates (`torch.Tensor` of shape `(N,)`, in (0, 1]).
         """
-        bucket = (torch.ceil(mask_rates.double() * NUM_BUCKETS - 1e-9).long() - 1).clamp(0, NUM_BUCKETS - 1)
+        bucket = (torch.ceil(mask_rates.double() * NUM_BUCKETS - 1e-6).long() - 1).clamp(0, NUM_BUCKETS - 1)
         size = max(_NUMBERS_AT_ONCE // max(logits.size(-1), 1), 1)
         for first in range(0, len(targets), size):
             part = slice(first, first + size)

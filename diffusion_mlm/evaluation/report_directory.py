@@ -58,12 +58,13 @@ class ReportDirectory:
         except ImportError as error:
             figures = {}
             notes.append(f"The plots were left out. {error}")
+        texts = {MARKDOWN: report_markdown(report, list(figures), notes), JSON: report.to_json(indent=1) + "\n"}
         fresh = {name: self.path / f"{name}{_UNFINISHED}" for name in (MARKDOWN, *figures, JSON)}
         try:
+            for name, text in texts.items():
+                fresh[name].write_text(text, encoding="utf-8")
             for name, figure in figures.items():
                 figure.savefig(fresh[name], format="png")
-            fresh[MARKDOWN].write_text(report_markdown(report, list(figures), notes), encoding="utf-8")
-            fresh[JSON].write_text(report.to_json(indent=1) + "\n", encoding="utf-8")
             for name, path in fresh.items():
                 os.replace(path, self.path / name)
         finally:

@@ -26,16 +26,15 @@ def paired_difference(
         found["bits_per_byte"] = two.bits_per_byte - one.bits_per_byte
     if one.nats is None or two.nats is None or one.tokens is None or two.tokens is None:
         return found
-    difference = two.nats - one.nats
     if first.rows == other.rows and torch.equal(one.tokens, two.tokens):
         scored = one.tokens > 0
-        per_token = ratio_estimate(difference[scored], one.tokens[scored])
+        per_token = ratio_estimate((two.nats - one.nats)[scored], one.tokens[scored])
         found |= {"nats_per_token": per_token.value, "nats_per_token_interval": per_token.interval}
         if per_token.interval is not None and found["bits_per_byte"] is not None:
             found["bits_per_byte_interval"] = _per_byte(per_token.interval, first)
     elif first.settings["packing"] == "one_per_row" and first.rows.num_bytes == other.rows.num_bytes:
         sizes = torch.tensor([len(text.encode()) for text in texts])
-        interval = ratio_estimate(difference / math.log(2), sizes).interval
+        interval = ratio_estimate((two.nats - one.nats) / math.log(2), sizes).interval
         found["bits_per_byte_interval"] = interval if found["bits_per_byte"] is not None else None
     return plain(found)
 

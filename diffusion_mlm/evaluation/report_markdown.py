@@ -37,7 +37,10 @@ def report_markdown(report: EvaluationReport, plots: Sequence[str] = (), notes: 
     shown = {name.rpartition(".")[0]: f"\n![{name.rpartition('.')[0].replace('_', ' ')}]({name})" for name in plots}
     parts = [f"# Evaluation of {_and([_code(of.name) for of in report.checkpoints])}", _about(report)]
     parts += [f"> {note}" for note in notes]
-    parts += ["## Likelihood", _likelihood(report), shown.get("quality_by_forwards", ""), _by_forwards(report)]
+    parts += ["## Likelihood", _likelihood(report)]
+    if len({of.likelihood["num_tokens"] for of in report.checkpoints}) > 1:
+        parts.append("Texts are not the same tokens to all of them: compare bits per byte, not nats per token.")
+    parts += [shown.get("quality_by_forwards", ""), _by_forwards(report)]
     if any(of.loss_by_mask_rate for of in report.checkpoints):
         parts += ["## Loss by mask rate", "Nats per masked token.", shown.get("loss_by_mask_rate", "")]
         parts += [_loss_by_mask_rate(report), "## Calibration", _CALIBRATION, shown.get("calibration", "")]
@@ -117,6 +120,7 @@ def _likelihood(report: EvaluationReport) -> str:
         return f"{last['calibration_error']:.3f} (chance {last['error_by_chance']:.3f})" if last else ""
 
     first = _code(report.checkpoints[0].name)
+    mixed = len({of.likelihood["scores_end"] for of in report.checkpoints}) > 1
     return _table(
         report,
         [
@@ -131,6 +135,7 @@ def _likelihood(report: EvaluationReport) -> str:
             *((title, of_other(name)) for name, title in _ESTIMATES.items()),
             ("calibration error, all mask rates", error),
             ("fitted temperature", lambda of: _number(of.calibration[-1]["temperature"]) if of.calibration else ""),
+            ("ends of texts", lambda of: ("given", "scored")[of.likelihood["scores_end"]] if mixed else ""),
             ("tokens scored", lambda of: f"{of.likelihood['num_tokens']:,}"),
             ("unknown tokens, not scored", lambda of: f"{of.likelihood['num_unknown'] or ''}"),
             ("texts its tokens do not give back", lambda of: f"{of.likelihood['num_altered'] or ''}"),

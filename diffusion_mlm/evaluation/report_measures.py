@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import story_language
 from ..causal_peer import is_causal
+from ..generation import generate_each
 from ..modeling import unwrap
 from .calibration import evaluate_calibration
 from .causal_likelihood import evaluate_causal_texts
@@ -20,8 +21,8 @@ from .report import CheckpointReport, EvaluationReport
 from .report_likelihood import figures_by_forwards, likelihood_figures, paired_difference
 from .report_samples import SampleMeasures, evenly_cut
 from .row_predictor import writes_ends
-from .text_likelihood import default_row_length, evaluate_texts
-from .written_texts import WrittenTexts, write_by_diffusion, write_causally
+from .text_likelihood import default_row_length, evaluate_texts, require_row_length
+from .written_texts import WrittenTexts, causal_prefix, write_by_diffusion, write_causally
 
 Progress = Callable[[str, int, int], None]  # what is being done, how far, and of how much
 Model = tuple[nn.Module, PreTrainedTokenizerBase]
@@ -54,6 +55,10 @@ class ReportOptions:
     num_samples: int = 0
     prefix: str = ""
     stories: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.num_samples, bool) or not isinstance(self.num_samples, int) or self.num_samples < 0:
+            raise ValueError(f"`num_samples` must be a whole number of at least 0 (none), not {self.num_samples!r}.")
 
 
 def evaluation_report(
@@ -111,14 +116,28 @@ class _Report:
         self.packing = options.packing or ("one_per_row" if ends else "packed")
         self.scores_end = ends and self.packing == "one_per_row"  # of causal models, who have no say in it
         self.max_length = options.max_length or min(default_row_length(*of) for of in checkpoints.values())
+        self.exact = self._exact_value()
         self.samples: SampleMeasures | None = None
+        for model, tokenizer in checkpoints.values():
+            require_row_length(model, tokenizer, self.max_length)
         if options.num_samples:
+            self._require_writable()
             stories = options.stories and self.packing == "one_per_row"
             training = None if training_texts is None else list(training_texts)
             real = self._real_texts()
             self.samples = SampleMeasures(
                 options.num_samples, real, judge, training, stories, self.scores_end, options.seed
             )
+
+    def _require_writable(self) -> None:
+        """Finds a prefix or a number of steps that is impossible for one model before another is measured."""
+        for name, (model, tokenizer) in self.checkpoints.items():
+            if name in self.causal:
+                causal_prefix(model, tokenizer, self.options.prefix, self.max_length, self.scores_end)
+                continue
+            for steps in (None, *self.options.steps):
+                given = {} if steps is None else {"steps": steps}
+                generate_each(model, tokenizer, self.options.prefix, seed=0, **given)  # checks, and writes nothing yet
 
     def _real_texts(self) -> list[str]:
         number = self.options.num_samples
@@ -163,7 +182,9 @@ class _Report:
             "confidence": first.settings["confidence"] if first else None,
             "interval_over": first.settings["interval_over"] if first else None,
         }
-        return EvaluationReport(reports, settings, self._exact(), _device_of(next(iter(self.checkpoints.values()))[0]))
+        return EvaluationReport(
+            reports, settings, self._of_oracle(), _device_of(next(iter(self.checkpoints.values()))[0])
+        )
 
     def _measure(
         self, name: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase
@@ -225,28 +246,31 @@ class _Report:
         write_by_diffusion(model, tokenizer, 1, steps=1, **common)  # prepares the kernels, so that times compare
         return self.samples.of_checkpoint(by_diffusion, options.steps)
 
-    def _exact(self) -> dict[str, Any] | None:
-        """What the built-in language says of its stories, and the denoiser that no model can beat."""
+    def _exact_value(self) -> dict[str, Any] | None:
+        """What the built-in language says of its stories."""
         if not self.options.stories:
             return None
         log_p = story_language.log_prob(self.texts)
-        tokens = sum(len(story_language.automaton.split_text(text)) + 1 for text in self.texts)
         if not log_p.isfinite().all():
             raise ValueError("`stories` is True, but the built-in language does not know all of the texts.")
-        found: dict[str, Any] = {"nats_per_token": -float(log_p.sum()) / tokens, "num_tokens": tokens}
-        if self.scores_end:
-            oracle = evaluate_texts(
-                story_language.ExactDenoiser(),
-                story_language.tokenizer(),
-                self.texts,
-                packing=self.packing,
-                max_length=self.max_length,
-                draws=min(self.options.draws, 10),
-                seed=self.options.seed,
-                progress=self._tell("exact denoiser", "loss by mask rate"),
-            )
-            found["loss_by_mask_rate"] = [list(point) for point in oracle.loss_by_mask_rate]
-        return found
+        tokens = sum(len(story_language.automaton.split_text(text)) + 1 for text in self.texts)
+        return {"nats_per_token": -float(log_p.sum()) / tokens, "num_tokens": tokens}
+
+    def _of_oracle(self) -> dict[str, Any] | None:
+        """The exact value, and with it the loss of the denoiser that no model can beat, if rows hold whole stories."""
+        if self.exact is None or not self.scores_end or self.max_length < story_language.BLOCK_LENGTH:
+            return self.exact
+        oracle = evaluate_texts(
+            story_language.ExactDenoiser(),
+            story_language.tokenizer(),
+            self.texts,
+            packing=self.packing,
+            max_length=self.max_length,
+            draws=self.options.draws,
+            seed=self.options.seed,
+            progress=self._tell("exact denoiser", "loss by mask rate"),
+        )
+        return self.exact | {"loss_by_mask_rate": [list(point) for point in oracle.loss_by_mask_rate]}
 
     def _tell(self, name: str, what: str) -> Callable[[int, int], None] | None:
         progress = self.progress

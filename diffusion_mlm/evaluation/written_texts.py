@@ -86,12 +86,8 @@ def write_causally(
     Raises:
         ValueError: the prefix leaves no room.
     """
-    start_id, end_id = boundary_token_ids(tokenizer)[0], end_token_id(tokenizer)
-    ids = [start_id, *encode_text(tokenizer, prefix)]
-    length = min(max_length, context_length(unwrap(model), tokenizer))
-    num_new = length - len(ids) - (not may_end)  # a row that does not end by itself is closed by `</s>`
-    if num_new < 1:
-        raise ValueError(f"`prefix` has {len(ids) - 1} tokens, which leave no room in rows of {length} tokens.")
+    ids, num_new = causal_prefix(model, tokenizer, prefix, max_length, may_end)
+    end_id = end_token_id(tokenizer)
     causal: Any = unwrap(model)
     own = getattr(causal, "generation_config", None)
     sampling = {} if getattr(own, "do_sample", False) else {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
@@ -122,3 +118,21 @@ def write_causally(
             progress(len(texts), num_texts)
     seconds = time.perf_counter() - start
     return WrittenTexts(texts, finished, num_forwards / num_texts, seconds / num_texts)
+
+
+def causal_prefix(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prefix: str, max_length: int, may_end: bool
+) -> tuple[list[int], int]:
+    """The ids that a row begins with, and how many new ones there is room for.
+
+    Raises:
+        ValueError: for none.
+    """
+    ids = [boundary_token_ids(tokenizer)[0], *encode_text(tokenizer, prefix)]
+    length = min(max_length, context_length(unwrap(model), tokenizer))
+    num_new = length - len(ids) - (not may_end)  # a row that does not end by itself is closed by `</s>`
+    if num_new < 1:
+        raise ValueError(
+            f"`prefix` has {len(ids) - 1} tokens, which leave no room in rows of {length} tokens: shorten it."
+        )
+    return ids, num_new
