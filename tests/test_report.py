@@ -191,7 +191,7 @@ def test_the_judge_ranks_real_text_above_the_same_words_shuffled_and_random_ones
     )
     assert real < shuffled and real < random_words
     assert f"| **judge, bits per character** | {random_words:.3f} |" in report_markdown(found)
-    assert f"| … of that text, words shuffled | {shuffled:.3f} |" in report_markdown(found)
+    assert f"| … of real text, words shuffled | {shuffled:.3f} |" in report_markdown(found)
 
 
 def test_the_causal_model_writes_its_own_texts_and_ends_them_only_where_it_may(models):

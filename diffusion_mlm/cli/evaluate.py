@@ -61,7 +61,8 @@ class EvaluateArguments(CheckpointArguments):
         metadata={"help": "What else is estimated: the others cost more forwards.", "choices": list(ESTIMATORS)},
     )
     steps: list[int] = field(
-        default_factory=lambda: [8, 16, 32, 64], metadata={"help": "Of --estimators steps: steps of the sampler."}
+        default_factory=lambda: [8, 16, 32, 64],
+        metadata={"help": "Of --estimators steps, and of a report: steps of the sampler."},
     )
     schedule: str = field(
         default="linear", metadata={"help": "Of --estimators steps: its schedule.", "choices": list(SCHEDULES)}

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,19 +112,37 @@ def run_report(args: "EvaluateArguments", of_report: ReportArguments) -> int:
             training_texts=training,
             progress=progress,
         )
-    print(report.to_json() if args.output_format == "json" else report_markdown(report).rstrip())
     left_out = [f"{words}: {count:,}" for words, count in what_was_left_out(read, num_not_taken)]
+    report = replace(report, source=_source(args, of_report) | {"left_out": left_out})
+    if directory is not None:  # before anything is printed, to a pipe that may be closed
+        print(f"Wrote {', '.join(map(str, directory.write(report)))}.", file=sys.stderr)
+    print(report.to_json() if args.output_format == "json" else report_markdown(report).rstrip())
     for line in [*left_out, *report.warnings]:
         print(f"note: {line}", file=sys.stderr)
-    if directory is not None:
-        print(f"Wrote {', '.join(map(str, directory.write(report)))}.", file=sys.stderr)
     return 0
 
 
 # Options of `evaluate` that a report has by the same name.
 _OPTIONS = (
-    *("packing", "max_length", "estimators", "draws", "steps", "schedule", "order", "orders", "batch_size", "seed"),
+    "packing",
+    "max_length",
+    "estimators",
+    "draws",
+    "steps",
+    "schedule",
+    "order",
+    "orders",
+    "batch_size",
+    "seed",
 )
+
+
+def _source(args: "EvaluateArguments", of_report: ReportArguments) -> dict[str, Any]:
+    """Where the text is from and who judges, without the directories of this machine."""
+    text = ", ".join(Path(name).name for name in args.eval_file) or "built-in stories"
+    text = short_names([args.dataset])[0] if args.dataset is not None else text
+    judge = None if of_report.judge is None else short_names([of_report.judge])[0]
+    return {"text": text, "judge": judge, "training_text": [Path(name).name for name in of_report.training_file]}
 
 
 def _check(args: "EvaluateArguments", of_report: ReportArguments) -> "ReportDirectory | None":

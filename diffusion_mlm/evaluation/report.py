@@ -51,6 +51,7 @@ class EvaluationReport:
         exact (`dict`, *optional*): of built-in stories: their exact `nats_per_token`, and `loss_by_mask_rate` of the
             exact denoiser.
         device (`str`), version (`str`): where, and of this package.
+        source (`dict`): what is known of the `text`, the `judge` and the `training_text`, and what was `left_out`.
     """
 
     checkpoints: list[CheckpointReport]
@@ -58,7 +59,8 @@ class EvaluationReport:
     exact: dict[str, Any] | None
     device: str
     version: str = __version__
-    format: str = field(default=FORMAT)
+    source: dict[str, Any] = field(default_factory=dict)
+    format: str = FORMAT
 
     @property
     def warnings(self) -> list[str]:

@@ -62,22 +62,26 @@ _CALIBRATION = (
 
 def _about(report: EvaluationReport) -> str:
     of, settings = report.checkpoints[0].likelihood, report.settings
-    size = f"{settings['num_texts']:,} texts"
+    source = report.source.get("text")
+    size = f"{_code(source)}: " if source else ""
+    size += f"{settings['num_texts']:,} texts"
     size += f" of {of['num_bytes']:,} bytes" if of["num_bytes"] is not None else ""
     packed = "cut, joined, into rows" if settings["packing"] == "packed" else "each in a row of its own"
     scored = "are scored" if any(of.likelihood["scores_end"] for of in report.checkpoints) else "are given"
+    bounds = f" Bounds from {settings['draws']} masks per row, seed {settings['seed']}, the same for all models."
+    bounds = bounds if any(of.kind == "masked" for of in report.checkpoints) else ""
     text = (
         f"{size}, {packed} of {settings['max_length']} tokens; ends of texts {scored}. Intervals of "
-        f"{settings['confidence']:.0%} are over {settings['interval_over']}. Bounds from {settings['draws']} masks "
-        f"per row, seed {settings['seed']}, the same for all models. Measured on {report.device}, with diffusion-mlm "
-        f"{report.version}."
+        f"{settings['confidence']:.0%} are over {settings['interval_over']}.{bounds} Measured on "
+        f"{report.device}, with diffusion-mlm {report.version}."
     )
     if report.exact is not None:
         text += (
-            f" These are stories of the built-in language, whose exact value is "
+            f" These are stories of the built-in language, whose exact value, ends included, is "
             f"{report.exact['nats_per_token']:.4f} nats per token: no model is below it, but by chance."
         )
-    return text
+    left_out = report.source.get("left_out")
+    return text + (f"\n\nLeft out: {'; '.join(left_out)}." if left_out else "")
 
 
 # Tables
@@ -202,8 +206,8 @@ def _samples(report: EvaluationReport) -> str:
     rows: list[tuple[str, Cell]] = []
     for name, title, form in _MEASURES:
         rows.append((f"**{title}**", of_set("generated", name, form)))
-        rows.append(("… of real text of these lengths", of_set("real", name, form)))
-        rows.append(("… of that text, words shuffled", of_set("shuffled", name, form)))
+        rows.append(("… of real text", of_set("real", name, form)))
+        rows.append(("… of real text, words shuffled", of_set("shuffled", name, form)))
     rows += [(title, beside_real(name, form)) for name, title, form in _FIGURES]
     rows += [
         ("forwards per text", lambda of: _formatted((of.samples or {}).get("forwards_per_text"), ".1f")),
@@ -211,9 +215,13 @@ def _samples(report: EvaluationReport) -> str:
     ]
     settings = report.settings
     prefix = f", each after {_code(settings['prefix'])}" if settings["prefix"] else ""
+    judge = report.source.get("judge")
+    judged = (
+        f" Judged by {_code(judge)}; text that it finds likelier than real text is no better for it." if judge else ""
+    )
     title = (
         f"{settings['num_samples']} texts of each, by its default settings{prefix}, {settings['batch_size']} rows at "
-        f"a time. No figure means anything without that of real text."
+        f"a time. No figure means anything without that of real text, of the same lengths.{judged}"
     )
     return f"{title}\n\n{_table(report, rows)}"
 

@@ -91,7 +91,7 @@ def evaluation_report(
         >>> options = ReportOptions(draws=2, steps=[2])
         >>> report = evaluation_report({"exact": (exact, tokenizer)}, story_language.sample(2, seed=0), options)
         >>> [point["forwards"] for point in report.checkpoints[0].by_forwards]
-        [2, 70.5]
+        [2, 71.0]
     """
     if not checkpoints:
         raise ValueError("`checkpoints` is empty: name at least one model.")
@@ -136,7 +136,7 @@ class _Report:
                 causal_prefix(model, tokenizer, self.options.prefix, self.max_length, self.scores_end)
                 continue
             for steps in (None, *self.options.steps):
-                given = {} if steps is None else {"steps": steps}
+                given: dict[str, Any] = {} if steps is None else {"steps": steps}
                 generate_each(model, tokenizer, self.options.prefix, seed=0, **given)  # checks, and writes nothing yet
 
     def _real_texts(self) -> list[str]:

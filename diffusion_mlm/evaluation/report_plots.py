@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GREY = "#707070"
+_REAL: dict[str, Any] = {"linewidth": 1, "linestyle": "--"}
+_MEASURES = {
+    "valid_share": "share of stories the grammar accepts",
+    "judge_bits_per_character": "judge, bits per character",
+}
 PLOTS = ("loss_by_mask_rate.png", "calibration.png", "quality_by_forwards.png")
 
 
@@ -102,23 +107,24 @@ def _calibration(report: EvaluationReport) -> "Figure":
 def _by_forwards(report: EvaluationReport) -> "Figure":
     has_bytes = all(of.likelihood["bits_per_byte"] is not None for of in report.checkpoints)
     name, unit = ("bits_per_byte", "bits per byte") if has_bytes else ("nats_per_token", "nats per token")
-    measure = _measure_of_samples(report)
-    figure, panels = _panels("Likelihood of writing a row", *(["Samples"] if measure else []))
+    points = [point for of in report.checkpoints if of.samples for point in of.samples["by_steps"]]
+    measures = [measure for measure in _MEASURES if any(measure in point for point in points)]
+    figure, panels = _panels("Likelihood of writing a row", *("Samples (ring: default settings)" for _ in measures))
     for place, of in enumerate(report.checkpoints):
-        points = sorted((point["forwards"], point[name]) for point in of.by_forwards)
-        panels[0].plot(*zip(*points, strict=True), label=of.name, **_style(place, **_of_kind(of.kind)))
+        line = sorted((point["forwards"], point[name]) for point in of.by_forwards)
+        panels[0].plot(*zip(*line, strict=True), label=of.name, **_style(place, **_of_kind(of.kind)))
     panels[0].set_ylabel(f"{unit}, less is better")
-    if measure:
-        _draw_samples(panels[1], report, *measure)
-    for panel, what in zip(panels, ("row", "text"), strict=False):
+    for panel, measure in zip(panels[1:], measures, strict=True):
+        _draw_samples(panel, report, measure)
+    for place, panel in enumerate(panels):
         panel.set_xscale("log", base=2)
-        panel.set_xlabel(f"forwards per {what}")
+        panel.set_xlabel("forwards per text" if place else "forwards per row")
         panel.xaxis.set_major_formatter("{x:g}")
     _legend(figure, panels)
     return figure
 
 
-def _draw_samples(panel: "Axes", report: EvaluationReport, name: str, label: str) -> None:
+def _draw_samples(panel: "Axes", report: EvaluationReport, name: str) -> None:
     for place, of in enumerate(report.checkpoints):
         if of.samples is None:
             continue
@@ -130,24 +136,12 @@ def _draw_samples(panel: "Axes", report: EvaluationReport, name: str, label: str
             if point["steps"] is None and of.kind == "masked":
                 ring = {"color": "none", "markeredgecolor": _style(place)["color"], "markersize": 11, "marker": "o"}
                 panel.plot([point["forwards_per_text"]], [point[name]], linestyle="none", **ring)
-    real = [of.samples["real"][name] for of in report.checkpoints if of.samples and of.samples["real"].get(name)]
-    for place, value in enumerate(sorted(set(real))):
-        panel.axhline(value, color=_GREY, linewidth=1, linestyle="--", label=None if place else "real text")
-    panel.set_ylabel(label)
-    panel.set_title("Samples (ring: default settings)", fontsize=11, loc="left")
+        if of.samples["real"].get(name) is not None:
+            panel.axhline(of.samples["real"][name], color=_style(place)["color"], **_REAL)
+    panel.plot([], [], color=_GREY, label="real text of the same lengths", **_REAL)
+    panel.set_ylabel(_MEASURES[name])
 
 
 def _of_kind(kind: str) -> dict[str, Any]:
     """A causal model is one point, drawn larger."""
     return {"markersize": 9, "linestyle": "none"} if kind == "causal" else {}
-
-
-def _measure_of_samples(report: EvaluationReport) -> tuple[str, str] | None:
-    points = [point for of in report.checkpoints if of.samples for point in of.samples["by_steps"]]
-    for name, label in (
-        ("valid_share", "share of stories that the grammar accepts"),
-        ("judge_bits_per_character", "judge, bits per character, less is better"),
-    ):
-        if any(name in point for point in points):
-            return name, label
-    return None
