@@ -17,11 +17,13 @@ _EXPORTS = {
     "DiffusionTrainingArguments": "training_args",
     "edit": "editing",
     "evaluate_texts": "evaluation.text_likelihood",
+    "evaluation_report": "evaluation.report_measures",
     "generate": "generation",
     "infill": "infilling",
     "Judge": "evaluation.judge",
     "load_generator": "generation",
     "load_model": "modeling",
+    "ReportOptions": "evaluation.report_measures",
     "sample_quality": "evaluation.sample_quality",
     "score": "evaluation.scoring",
     "stream": "generation",
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from .data_collator import DataCollatorForMaskedDiffusion as DataCollatorForMaskedDiffusion
     from .editing import edit as edit
     from .evaluation.judge import Judge as Judge
+    from .evaluation.report_measures import ReportOptions as ReportOptions
+    from .evaluation.report_measures import evaluation_report as evaluation_report
     from .evaluation.sample_quality import sample_quality as sample_quality
     from .evaluation.scoring import score as score
     from .evaluation.text_likelihood import evaluate_texts as evaluate_texts

@@ -10,7 +10,15 @@ import copy
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .hub_access import require_repository
 from .initialization import start_at_neighbors, start_by_copying
@@ -46,8 +54,38 @@ def build_causal_peer(config: Any, seed: int = 0, attn_implementation: str = "sd
     return model
 
 
+def is_causal(config: Any) -> bool:
+    """Whether a configuration is that of a causal language model; if not, of a masked one or of no language model.
+
+    `architectures` decides; where it says nothing, `is_decoder`, and then the classes that there are for this kind of
+    model, a masked one before a causal one.
+    """
+    names = getattr(config, "architectures", None) or []
+    if any("MaskedLM" in name for name in names):
+        return False
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) or getattr(config, "is_decoder", False):
+        return True
+    kind = type(config)
+    return kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+
+
+def is_causal_checkpoint(name_or_path: str, *, trust_remote_code: bool = False, argument: str = "--compare") -> bool:
+    """`is_causal` of a directory or a Hub id; no weights are read.
+
+    Raises:
+        ValueError: there is no configuration.
+        HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
+    """
+    require_repository(name_or_path, "model", argument)
+    try:
+        return is_causal(AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]
+        raise ValueError(f"`{argument}` is {name_or_path!r}, which holds no model: {reason}.") from error
+
+
 def load_causal_model(
-    name_or_path: str, *, argument: str = "--autoregressive"
+    name_or_path: str, *, argument: str = "--autoregressive", trust_remote_code: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Any causal language model in float32 and its tokenizer, from safetensors in a directory or on the Hub.
 
@@ -57,8 +95,9 @@ def load_causal_model(
     """
     require_repository(name_or_path, "model", argument)
     try:
-        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        how: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=torch.float32, use_safetensors=True, **how)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **how)
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]
         raise ValueError(f"`{argument}` is {name_or_path!r}, which is no causal language model: {reason}.") from error

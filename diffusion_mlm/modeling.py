@@ -259,7 +259,7 @@ def selects_rows(model: nn.Module) -> bool:
     model = unwrap(model)
     if model not in _selects_rows:
         _selects_rows[model] = _probe_row_selection(model)
-        if not _selects_rows[model]:
+        if not _selects_rows[model] and hasattr(model, "base_model"):  # `ExactDenoiser` has no head
             logger.warning("%s computes logits at all positions: its head cannot be separated.", type(model).__name__)
     return _selects_rows[model]
 

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, RobertaForMaskedLM
 
 from diffusion_mlm.cli import main, report_error
+from diffusion_mlm.cli.checkpoint_arguments import default_checkpoint
 from diffusion_mlm.cli.generate import GenerateArguments
-from diffusion_mlm.cli.generation_settings import CHOICES, default_checkpoint
+from diffusion_mlm.cli.generation_settings import CHOICES
 from diffusion_mlm.cli.parsing import arguments_of_file
 from diffusion_mlm.errors import HubUnavailableError, NonFiniteLossError, NotAllowedError, OutputDirectoryError
 from diffusion_mlm.generation import generate, load_generator
@@ -323,7 +324,7 @@ def test_any_command_line_ends_in_a_documented_status_with_one_line(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)  # for --output-file
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setattr("diffusion_mlm.cli.generation_settings.default_checkpoint", lambda: checkpoint)
+        patch.setattr("diffusion_mlm.cli.checkpoint_arguments.default_checkpoint", lambda: checkpoint)
         status = main(["generate", *argv])
     err = capsys.readouterr().err
     assert status in (0, 2, 69, 74)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub_access import require_repository
-from .generation_settings import FINAL_MODEL, default_checkpoint, load_checkpoint
+from .checkpoint_arguments import CheckpointArguments, load_checkpoint
 from .parsing import parse
 
 if TYPE_CHECKING:
@@ -25,15 +25,9 @@ _HELD_OUT_SEED = 2  # stories that training evaluates on and never trains on
 
 
 @dataclass
-class EvaluateArguments:
+class EvaluateArguments(CheckpointArguments):
     """What `evaluate` takes."""
 
-    checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Directory or Hub id. (default: {FINAL_MODEL} if it exists, else the package's story generator)"
-        },
-    )
     eval_file: list[str] = field(
         default_factory=list, metadata={"help": "Local files: text, .jsonl, .json, .csv, .tsv or .parquet, also .gz."}
     )
@@ -67,7 +61,8 @@ class EvaluateArguments:
         metadata={"help": "What else is estimated: the others cost more forwards.", "choices": list(ESTIMATORS)},
     )
     steps: list[int] = field(
-        default_factory=lambda: [8, 16, 32, 64], metadata={"help": "Of --estimators steps: steps of the sampler."}
+        default_factory=lambda: [8, 16, 32, 64],
+        metadata={"help": "Of --estimators steps, and of a report: steps of the sampler."},
     )
     schedule: str = field(
         default="linear", metadata={"help": "Of --estimators steps: its schedule.", "choices": list(SCHEDULES)}
@@ -78,10 +73,6 @@ class EvaluateArguments:
     orders: int = field(default=8, metadata={"help": "Of --estimators importance: random orders per row."})
     batch_size: int = field(default=32, metadata={"help": "Rows per call of the model; the figures are the same."})
     seed: int = field(default=0, metadata={"help": "Of the masks; two models are compared at the same one."})
-    output_format: str = field(
-        default="text", metadata={"help": "json prints one object on one line.", "choices": ["text", "json"]}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Let code in the repository run."})
 
     def __post_init__(self) -> None:
         named = [
@@ -122,8 +113,12 @@ class EvaluateArguments:
 
 def run(argv: list[str]) -> int:
     """Runs `evaluate` with these arguments and returns the exit status 0; errors are raised."""
-    (args,) = parse([EvaluateArguments], argv, "evaluate")
-    checkpoint = args.checkpoint if args.checkpoint is not None else default_checkpoint()
+    from .evaluate_report import ReportArguments, run_report
+
+    args, of_report = parse([EvaluateArguments, ReportArguments], argv, "evaluate")
+    if of_report.is_asked:
+        return run_report(args, of_report)
+    checkpoint = args.checkpoint_name
     require_repository(checkpoint, "model", "--checkpoint")
     if args.dataset is not None:
         require_repository(args.dataset, "dataset", "--dataset", probe_file="README.md")
@@ -250,6 +245,16 @@ def _line(name: str, estimate: "Estimate", remark: str) -> str:
     return f"{name:<18} {estimate.nats_per_token:.4f} nats per token{within}, {remark}"
 
 
+def what_was_left_out(read: "DataReport", num_not_taken: int) -> list[tuple[str, int]]:
+    """Texts that were named and not scored, in words, with their number."""
+    counts = [
+        ("blank texts, left out", read.num_blank),
+        ("texts without a value, left out", read.num_null),
+        ("further texts, not taken (--num-texts)", num_not_taken),
+    ]
+    return [(words, count) for words, count in counts if count]
+
+
 def _notes(report: "LikelihoodReport", read: "DataReport", num_not_taken: int) -> list[str]:
     """What was left out, in sentences."""
     rows = report.rows
@@ -257,9 +262,7 @@ def _notes(report: "LikelihoodReport", read: "DataReport", num_not_taken: int) -
     if rows.num_bytes is None:
         notes.append("this tokenizer does not tell which bytes its unknown tokens stand for")
     for count, words in (
-        (read.num_blank, "blank texts, left out"),
-        (read.num_null, "texts without a value, left out"),
-        (num_not_taken, "further texts, not taken (--num-texts)"),
+        *((count, words) for words, count in what_was_left_out(read, num_not_taken)),
         (rows.num_without_tokens, "texts that give no token, left out with their bytes"),
         (rows.num_separators, "</s> between texts, given and not scored"),
         (rows.num_unknown, f"unknown tokens, given and not scored ({rows.num_unknown_bytes:,} bytes)"),

@@ -2,16 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub_access import require_repository
-from .process import Process
+from .checkpoint_arguments import CheckpointArguments, load_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FINAL_MODEL = "results/final-model"
 
 # As in `schedules`, `sampling`, `unmasking`, `remasking` and `generation_config`: --help does not wait for torch.
 CHOICES = {
@@ -40,15 +37,9 @@ def setting(name: str, help_text: str, default: str) -> Any:
 
 
 @dataclass
-class GenerationSettings:
+class GenerationSettings(CheckpointArguments):
     """How text is generated; settings left out are those of the checkpoint's generation_config.json."""
 
-    checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Directory or Hub id. (default: {FINAL_MODEL} if it exists, else the package's story generator)"
-        },
-    )
     preset: str | None = field(
         default=None,
         metadata={"help": "Settings to start from; others go over them.", "choices": CHOICES["preset"]},
@@ -93,10 +84,6 @@ class GenerationSettings:
     seed: int | None = field(
         default=None, metadata={"help": "Sample j of a text uses seed + j. (default: a new one, shown)"}
     )
-    output_format: str = field(
-        default="text", metadata={"help": "json prints one object a line.", "choices": ["text", "json"]}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Let code in the repository run."})
 
     def __post_init__(self) -> None:
         if self.num_samples is not None and self.num_samples < 1:
@@ -106,8 +93,8 @@ class GenerationSettings:
 
     def settings(self) -> dict[str, Any]:
         """The settings of `DiffusionGenerationConfig` that were given."""
-        others = ("checkpoint", "seed", "output_format", "trust_remote_code")
-        names = {of.name for of in dataclasses.fields(GenerationSettings)} - set(others)
+        others = {of.name for of in dataclasses.fields(CheckpointArguments)} | {"seed"}
+        names = {of.name for of in dataclasses.fields(GenerationSettings)} - others
         names |= {"max_new_tokens", "stride"}  # of those verbs that have them
         given = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
         given["num_return_sequences"] = given.pop("num_samples")
@@ -122,38 +109,13 @@ class GenerationSettings:
         from ..generation_config import DiffusionGenerationConfig
 
         DiffusionGenerationConfig(**self.settings())
-        checkpoint = self.checkpoint if self.checkpoint is not None else default_checkpoint()
-        require_repository(checkpoint, "model", "--checkpoint")
-        return checkpoint
-
-
-def default_checkpoint() -> str:
-    """What `generate` takes when no checkpoint is named."""
-    from ..checkpoints import STORIES_GENERATOR
-
-    return FINAL_MODEL if (Path(FINAL_MODEL) / "config.json").is_file() else STORIES_GENERATOR
+        require_repository(self.checkpoint_name, "model", "--checkpoint")
+        return self.checkpoint_name
 
 
 def load(args: GenerationSettings) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """The generator that the options name, on the GPU if there is one."""
     return load_checkpoint(args.checkpoint_to_load(), args.trust_remote_code)
-
-
-def load_checkpoint(
-    checkpoint: str, trust_remote_code: bool = False
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The generator of this name, on the GPU if there is one; processes take one GPU after another."""
-    import torch
-    from transformers.utils import logging as transformers_logging
-
-    from ..generation import load_generator
-
-    transformers_logging.disable_progress_bar()  # of the weights; it silences every bar of the Hub's library too
-    model, tokenizer = load_generator(checkpoint, trust_remote_code=trust_remote_code)
-    transformers_logging.enable_progress_bar()
-    gpu = Process.of_environment().local_rank % max(torch.cuda.device_count(), 1)
-    model.to(f"cuda:{gpu}" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # `to` hides behind a wrapper
-    return model, tokenizer
 
 
 def require_text(text: str, argument: str) -> None:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..hub_access import require_repository
-from .generation_settings import FINAL_MODEL, default_checkpoint, load_checkpoint, require_text
+from .checkpoint_arguments import CheckpointArguments, load_checkpoint
+from .generation_settings import require_text
 from .parsing import parse
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ SCORES = ("bound", "chain", "importance")  # as in `evaluation.text_nats`: --hel
 
 
 @dataclass
-class ScoreArguments:
+class ScoreArguments(CheckpointArguments):
     """What `score` takes."""
 
     texts: list[str] = field(default_factory=list, metadata={"help": "Sentences, each in quotation marks."})
@@ -25,12 +26,6 @@ class ScoreArguments:
     )
     beginning: bool = field(
         default=False, metadata={"help": "They are beginnings: what follows is left open, and no end is scored."}
-    )
-    checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Directory or Hub id. (default: {FINAL_MODEL} if it exists, else the package's story generator)"
-        },
     )
     estimator: str = field(
         default="bound",
@@ -47,10 +42,6 @@ class ScoreArguments:
     )
     batch_size: int = field(default=64, metadata={"help": "Rows per call of the model; the scores are the same."})
     seed: int = field(default=0, metadata={"help": "Of the masks."})
-    output_format: str = field(
-        default="text", metadata={"help": "json prints one object a line.", "choices": ["text", "json"]}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Let code in the repository run."})
 
     def __post_init__(self) -> None:
         if not self.texts:
@@ -71,9 +62,8 @@ class ScoreArguments:
 def run(argv: list[str]) -> int:
     """Runs `score` with these arguments and returns the exit status 0; errors are raised."""
     (args,) = parse([ScoreArguments], argv, "score", positional="texts")
-    checkpoint = args.checkpoint if args.checkpoint is not None else default_checkpoint()
-    require_repository(checkpoint, "model", "--checkpoint")
-    model, tokenizer = load_checkpoint(checkpoint, args.trust_remote_code)
+    require_repository(args.checkpoint_name, "model", "--checkpoint")
+    model, tokenizer = load_checkpoint(args.checkpoint_name, args.trust_remote_code)
 
     from ..evaluation.scoring import score
     from ..visualization.terminal import printable

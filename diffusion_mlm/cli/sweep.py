@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub_access import require_repository
-from .generation_settings import default_checkpoint, load_checkpoint
+from .checkpoint_arguments import load_checkpoint
 from .parsing import parse
 from .sweep_arguments import SweepArguments
 from .sweep_record import SweepRecord, replace_file
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def run(argv: list[str]) -> int:
     """Runs `sweep` with these arguments and returns the exit status 0; errors are raised."""
     (args,) = parse([SweepArguments], argv, "sweep")
-    checkpoint = args.checkpoint if args.checkpoint is not None else default_checkpoint()
+    checkpoint = args.checkpoint_name
     require_repository(checkpoint, "model", "--checkpoint")
     if args.judge is not None:
         require_repository(args.judge, "model", "--judge")

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .checkpoint_arguments import CheckpointArguments
 from .evaluate import TEXT_UNITS
-from .generation_settings import CHOICES, FINAL_MODEL, require_text
+from .generation_settings import CHOICES, require_text
 
 # What is tried if nothing is named.
 DEFAULT_PRESETS = CHOICES["preset"]
@@ -62,15 +63,9 @@ class SweptSettings:
 
 
 @dataclass
-class SweepArguments(SweptSettings):
+class SweepArguments(CheckpointArguments, SweptSettings):
     """What `sweep` takes."""
 
-    checkpoint: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Directory or Hub id. (default: {FINAL_MODEL} if it exists, else the package's story generator)"
-        },
-    )
     preset: list[str] | None = field(
         default=None,
         metadata=_values(
@@ -112,10 +107,6 @@ class SweepArguments(SweptSettings):
         default=None,
         metadata={"help": "The best is chosen among settings of so many forwards per text. (default: all)"},
     )
-    output_format: str = field(
-        default="text", metadata={"help": "json prints one object a line.", "choices": ["text", "json"]}
-    )
-    trust_remote_code: bool = field(default=False, metadata={"help": "Let code in the repository run."})
 
     def __post_init__(self) -> None:
         for argument, value, least in (

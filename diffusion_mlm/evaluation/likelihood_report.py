@@ -21,6 +21,7 @@ class Estimate:
         settings (`dict`): of the estimator.
         nats (`torch.Tensor`, *optional*): of each text (packed: of each row) in order, float64; with those of another
             model of the same rows it makes a comparison in pairs, see `interval.ratio_estimate`.
+        tokens (`torch.Tensor`, *optional*): scored tokens of each, int64.
     """
 
     nats_per_token: float
@@ -30,10 +31,11 @@ class Estimate:
     confidence_interval: tuple[float, float] | None
     settings: dict[str, Any] = field(default_factory=dict)
     nats: Tensor | None = field(default=None, repr=False, compare=False)
+    tokens: Tensor | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, the settings in line with the figures; without those of single texts."""
-        figures = {name: value for name, value in vars(self).items() if name not in ("settings", "nats")}
+        figures = {name: value for name, value in vars(self).items() if name not in ("settings", "nats", "tokens")}
         return {**self.settings, **figures}
 
 

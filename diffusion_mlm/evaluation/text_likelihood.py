@@ -40,6 +40,27 @@ def require_row_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, max
     return max_length
 
 
+def rows_to_score(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    packing: str | None,
+    max_length: int | None,
+    separate_texts: bool,
+) -> tuple[TextRows, dict[str, Any]]:
+    """Texts as the rows of a masked model, and how they were made: `packing`, `max_length` and `scores_end`.
+
+    Raises:
+        ValueError: an argument is impossible.
+    """
+    packing = packing or ("one_per_row" if writes_ends(model) else "packed")
+    scores_end = writes_ends(model) and packing == "one_per_row"
+    length = default_row_length(model, tokenizer) if max_length is None else max_length
+    require_row_length(model, tokenizer, length)
+    rows = make_rows(texts, tokenizer, length, packing, scores_end, separate_texts)
+    return rows, {"packing": packing, "max_length": length, "scores_end": scores_end}
+
+
 def evaluate_texts(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
@@ -90,12 +111,8 @@ def evaluate_texts(
     """
     _require(estimators, draws, steps, schedule, orders, batch_size, texts)
     fixed_ranks(order, torch.ones(1, 1, dtype=torch.bool))  # refuses an unknown order
-    packing = packing or ("one_per_row" if writes_ends(model) else "packed")
-    scores_end = writes_ends(model) and packing == "one_per_row"
-    length = default_row_length(model, tokenizer) if max_length is None else max_length
-    rows = make_rows(
-        texts, tokenizer, require_row_length(model, tokenizer, length), packing, scores_end, separate_texts
-    )
+    rows, of_rows = rows_to_score(model, tokenizer, texts, packing, max_length, separate_texts)
+    scores_end = of_rows["scores_end"]
     sums = _Estimators(make_predictor(model, tokenizer, scores_end), rows, batch_size, seed, progress)
     sums.prepare(1 + len(set(estimators)) - ("steps" in estimators) + len(steps) * ("steps" in estimators))
     was_training = model.training
@@ -117,11 +134,9 @@ def evaluate_texts(
     settings = {
         "draws": draws,
         "seed": seed,
-        "packing": packing,
-        "max_length": length,
-        "scores_end": scores_end,
+        **of_rows,
         "confidence": CONFIDENCE,
-        "interval_over": "texts" if packing == "one_per_row" else "rows",
+        "interval_over": "texts" if of_rows["packing"] == "one_per_row" else "rows",
     }
     return LikelihoodReport(bound, by_rate, others, curve, rows, int(sums.tokens.sum()), settings)
 

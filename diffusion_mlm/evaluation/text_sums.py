@@ -95,4 +95,5 @@ class TextSums:
             confidence_interval=ratio.interval,
             settings=settings,
             nats=nats,
+            tokens=self.tokens,
         )
