@@ -140,7 +140,7 @@ def denoise(
     require_repetition(repetition, order_from, remasking.rule)
     condition = _condition(condition, to_fill, guidance_scale)
     if adaptive is not None:
-        require_adaptive(remasking, reveal_counts, steps, block_length)
+        require_adaptive(adaptive, remasking, reveal_counts, steps, block_length, min_gap)
     draws_first = order_from == "sample" or remasking.rule == "low_confidence"
     if constraint is not None and draws_first:
         raise ValueError(
@@ -230,14 +230,21 @@ def require_repetition(repetition: Repetition, order_from: str, remask: str) -> 
 
 
 def require_adaptive(
-    remasking: Remasking, reveal_counts: Sequence[int] | None, steps: int | None, block_length: int | None
+    adaptive: AdaptiveCount,
+    remasking: Remasking,
+    reveal_counts: Sequence[int] | None,
+    steps: int | None,
+    block_length: int | None,
+    min_gap: int,
 ) -> None:
-    """Raises ValueError if something else decides how many positions a step reveals, too."""
+    """Raises ValueError if something else decides how many, or which, positions a step reveals, too."""
     others = {"remask": remasking.revises, "reveal_counts": reveal_counts is not None}
     others["steps` with `block_length"] = steps is not None and block_length is not None
     for name, given in others.items():
         if given:
             raise ValueError(f"`adaptive` decides how many positions a step reveals: leave out `{name}`.")
+    if adaptive.rule == "independent" and min_gap > 0:
+        raise ValueError(f"`adaptive='independent'` has a distance of its own: leave out `min_gap` (now {min_gap}).")
 
 
 def require_order(order: str, order_noise: float, order_from: str, min_gap: int, remask: str) -> None:

@@ -309,7 +309,8 @@ class DenoisingLoop:
         """Scores and counts of the adaptive rule, `(A, L)` and `(A,)`."""
         rule = cast(AdaptiveCount, self.adaptive)
         if rule.rule == "independent":
-            together = take_independent(scores, needed, work.masked, log_probs, rule.bound, rule.most)
+            among = self._before_ends(needed, log_probs)
+            together = take_independent(scores, among, work.masked, log_probs[among[needed]], rule.bound, rule.most)
             scores, counts = scores.masked_fill(together, math.inf), together.sum(-1)
         else:
             confidence = torch.zeros(needed.shape, device=needed.device)
@@ -318,6 +319,14 @@ class DenoisingLoop:
             entropy[needed] = -position_scores("entropy", log_probs)
             counts = rule.counts(scores, needed, confidence, entropy)
         return scores, torch.maximum(counts, planned) if self.at_most else counts
+
+    def _before_ends(self, needed: Tensor, log_probs: Tensor) -> Tensor:
+        """The positions without those where the model expects an end, as `defer_end` wants it, while there are any."""
+        if not self.defer_end or self.end_id is None:
+            return needed
+        words = needed.clone()
+        words[needed] = log_probs.argmax(-1).ne(self.end_id)
+        return torch.where(words.any(-1, keepdim=True), words, needed)
 
     def _report(self, step: DenoisingStep, work: _Work) -> DenoisingStep:
         """Shows `on_step` the step, and does what it answers."""

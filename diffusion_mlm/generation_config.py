@@ -275,4 +275,4 @@ def _require_valid(settings: Mapping[str, Any]) -> None:
     if not isinstance(settings["defer_end"], bool):
         raise ValueError(f"`defer_end` must be True or False, not {settings['defer_end']!r}.")
     if adaptive is not None:
-        require_adaptive(remasking, None, settings["steps"], block_length or None)
+        require_adaptive(adaptive, remasking, None, settings["steps"], block_length or None, settings["min_gap"])

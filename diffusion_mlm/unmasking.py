@@ -116,8 +116,8 @@ def take_independent(
 ) -> Tensor:
     """The positions that a step may reveal together because hardly any depends on another.
 
-    First all that the model is sure of, those of entropy <= `bound`, and the best of the others, as `entropy_bound`
-    does. If no mask is left beside that one, further unsure positions join it, best first, which
+    First all that the model is sure of, each of entropy <= `bound`, and the best of the others. If no mask is left
+    beside that one, further unsure positions join it, best first, which
 
     * have no mask left beside them either,
     * are more than 2 positions from every unsure one that is taken, and
@@ -155,7 +155,7 @@ def take_independent(
     while bool(best.any()):
         candidates = candidates & ~best & ~_within(best, _APART)
         row, _ = candidates.nonzero().unbind(-1)
-        of_best = torch.zeros(len(scores), probs.shape[-1], device=probs.device)
+        of_best = probs.new_zeros(len(scores), probs.shape[-1])
         of_best[best.any(-1)] = probs[best[eligible]]
         common = torch.minimum(probs[candidates[eligible]], of_best[row]).sum(-1)
         candidates[candidates.clone()] = common < _COMMON
@@ -220,7 +220,7 @@ class AdaptiveCount:
     def counts(self, scores: Tensor, eligible: Tensor, confidence: Tensor, entropy: Tensor) -> Tensor:
         """How many positions each row reveals, `torch.Tensor` of shape `(batch,)`, int64; 0 where none is eligible.
 
-        Not for `independent`, which takes no run from the top.
+        Not for `independent`, which takes no run from the top: see `take_independent`.
 
         Args:
             scores, eligible: as for `take_highest`, all of shape `(batch, length)`.

@@ -16,14 +16,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusion_mlm import evaluate_texts, generate
 from diffusion_mlm.evaluation.causal_likelihood import evaluate_causal_texts
+from diffusion_mlm.evaluation.diversity import diversity_figures
 from diffusion_mlm.evaluation.interval import ratio_estimate
 from diffusion_mlm.evaluation.likelihood_report import Estimate, LikelihoodReport
 from diffusion_mlm.evaluation.text_likelihood import default_row_length
+from diffusion_mlm.evaluation.words import split_words
 from diffusion_mlm.modeling import forbidden_token_ids
 from diffusion_mlm.tokenization import boundary_token_ids, decode_text, encode_text
 
 sys.path.insert(0, str(Path(__file__).parent))
-from text_quality import distinct_ngrams
 
 
 @dataclass
@@ -166,7 +167,7 @@ def side_by_side(peers: Peers, text: str, args: Any) -> dict[str, Any]:
 
 def figures_of_texts(texts: list[str]) -> dict[str, Any]:
     """The place for measures of what was written; low likelihood bounds alone do not make good text."""
-    return {**{f"distinct_{n}": distinct_ngrams(texts, n) for n in (1, 2, 3)}, "texts": texts}
+    return {**diversity_figures([split_words(text) for text in texts]), "texts": texts}
 
 
 def prefixes_of(
@@ -251,7 +252,7 @@ def summary_table(figures: dict[str, Any]) -> str:
     lines += ["", "| texts | forwards | seconds | distinct 1-grams | 2-grams | 3-grams |", "|---" + "|---:" * 5 + "|"]
     for name, of_method in samples["methods"].items():
         spent = [f"{of_method[key]:.{digits}f}" if key in of_method else "" for key, digits in _SPENT]
-        cells = [name, *spent, *(f"{of_method[f'distinct_{n}']:.2f}" for n in (1, 2, 3))]
+        cells = [name, *spent, *(f"{of_method[f'distinct_{n}'] or 0:.2f}" for n in (1, 2, 3))]
         lines.append("| " + " | ".join(cells) + " |")
     for place, prefix in enumerate(samples["prefixes"]):
         lines += ["", f"**{_one_line(prefix)}**", ""]

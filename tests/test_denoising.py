@@ -704,3 +704,33 @@ def test_a_constraint_on_the_whole_row_holds_however_many_are_revealed_at_once(s
     assert (free.sum(-1) % 2 == 1).any(), "without it some are odd"
     *_, last = run(random_model, request_, constraint=EvenSum())
     assert (last.canvas.sum(-1) % 2 == 0).all() and (last.canvas < 4).all()
+
+
+def test_independent_positions_leave_ends_to_the_last_if_asked():
+    end, mask = 3, 4
+    canvas = torch.full((1, 8), mask)
+
+    def predict_logits(canvas, needed):  # unsure of words on the left, sure of ends on the right
+        logits = torch.zeros(canvas.shape[1], 5)
+        logits[4:, end] = 20.0
+        return logits.expand(len(canvas), -1, -1)[needed]
+
+    firsts = {}
+    for deferred in (False, True):
+        steps = denoise(
+            predict_logits,
+            canvas,
+            canvas.eq(mask),
+            mask_id=mask,
+            keys=torch.tensor([0]),
+            forbidden_ids=torch.tensor([mask]),
+            sampling=Sampling("greedy"),
+            adaptive=AdaptiveCount("independent", 0.25),
+            order="entropy",
+            end_id=end,
+            may_end=torch.arange(8)[None] >= 4,
+            defer_end=deferred,
+        )
+        firsts[deferred] = next(iter(steps)).revealed[0].nonzero().squeeze(-1).tolist()
+    assert firsts[False][1:] == [4, 5, 6, 7]
+    assert len(firsts[True]) == 1 and firsts[True][0] < 4

@@ -267,6 +267,11 @@ def test_adaptive_counts_go_with_nothing_else_that_decides_counts(others: dict[s
         DiffusionGenerationConfig(adaptive="threshold", **others)
 
 
+def test_independent_positions_have_a_distance_of_their_own() -> None:
+    with pytest.raises(ValueError, match="`adaptive='independent'` has a distance of its own: leave out `min_gap`"):
+        DiffusionGenerationConfig(preset="fast", min_gap=2)
+
+
 def test_the_bound_of_an_adaptive_rule_has_a_default_of_its_own() -> None:
     bounds = {rule: DiffusionGenerationConfig(adaptive=rule).to_adaptive().bound for rule in ("threshold", "factor")}  # type: ignore[union-attr]
     assert bounds == {"threshold": 0.9, "factor": 1.0}
