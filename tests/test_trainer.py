@@ -674,3 +674,4 @@ if __name__ == "__main__":
     found = train_and_evaluate(directory, batch_size=4)
     if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
         torch.save(found, directory / "results.pt")
+    torch.distributed.destroy_process_group()  # a process that ends with its threads alive may be aborted

@@ -46,6 +46,8 @@ def run(argv: list[str]) -> int:
     model_args, data_args, args = parse([ModelArguments, DataArguments, TrainCommandArguments], argv, "train")
     show_progress(args)
     train(model_args, data_args, args)
+    if torch.distributed.is_initialized():  # a process that ends with its threads alive may be aborted
+        torch.distributed.destroy_process_group()
     return 0
 
 
