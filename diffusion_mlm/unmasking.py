@@ -226,6 +226,8 @@ class AdaptiveCount:
             scores, eligible: as for `take_highest`, all of shape `(batch, length)`.
             confidence, entropy (`torch.Tensor`): max p, and the entropy in nats, of the model's distribution there.
         """
+        if self.rule == "independent":
+            raise ValueError("`independent` takes no run from the top of the ranking: call `take_independent`.")
         ranking = scores.masked_fill(~eligible, -math.inf).argsort(dim=-1, descending=True, stable=True)
         ranked = eligible.gather(-1, ranking)
         sure = confidence.gather(-1, ranking)

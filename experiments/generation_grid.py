@@ -18,7 +18,9 @@ from typing import Any
 
 from diffusion_mlm import load_generator, story_language
 from diffusion_mlm.cli import report_error
+from diffusion_mlm.cli.fingerprint import digest_of_model
 from diffusion_mlm.cli.parsing import parse
+from diffusion_mlm.cli.sweep_record import replace_file
 from diffusion_mlm.generation_config import PRESETS
 from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.unmasking import ORDERS
@@ -92,6 +94,8 @@ def main(argv: list[str]) -> int:
     model, tokenizer = load_generator(args.checkpoint)
     result: dict[str, Any] = {
         "checkpoint": Path(args.checkpoint).name,
+        "weights": digest_of_model(model),
+        "prefix": args.prefix,
         "num_samples": args.num_samples,
         "seed": args.seed,
     }
@@ -121,17 +125,25 @@ def main(argv: list[str]) -> int:
         rows.append({**settings, **{name: figures[name] for name in columns}})
         print(json.dumps(rows[-1]), flush=True)
         so_far = {**result, "rows": rows + list(known.values())}
-        path.write_text(json.dumps(so_far, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        path.with_suffix(".md").write_text(as_table(caption, rows, columns), encoding="utf-8")
+        replace_file(path, json.dumps(so_far, indent=1, allow_nan=False) + "\n")
+        replace_file(path.with_suffix(".md"), as_table(caption, rows, columns))
     return 0
 
 
 def rows_of(path: Path, wanted: dict[str, Any], columns: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """The figures by settings that a run on the same terms has written, but those of presets."""
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rows = found.get("rows", [])
-    if {**found, "rows": None} != json.loads(json.dumps(wanted)):
+    """The figures by settings that a run on the same terms has written, but those of presets.
+
+    Raises:
+        ValueError: the file is there and of other terms.
+    """
+    if not path.is_file():
         return {}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(wanted))
+    others = [name for name in wanted if name != "rows" and found.get(name) != wanted[name]]
+    if others:
+        raise ValueError(f"`--output` is {str(path)!r}, which has another `{others[0]}`. Name another file.")
+    rows = found["rows"]
     settings = [{name: value for name, value in row.items() if name not in columns} for row in rows]
     return {json.dumps(of): row for of, row in zip(settings, rows, strict=True) if "preset" not in of}
 

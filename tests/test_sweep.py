@@ -244,6 +244,12 @@ def test_real_text_has_all_quality_and_an_echo_has_collapsed(story_tokenizer: Pr
         JudgedQuality(Judge(Echo(len(story_tokenizer)), story_tokenizer), [" "])
 
 
+def test_blank_texts_have_no_quality(story_tokenizer: PreTrainedTokenizerFast) -> None:
+    quality = JudgedQuality(Judge(Echo(len(story_tokenizer), again=1e-3), story_tokenizer), STORIES)
+    share = 4 / len(STORIES)
+    assert quality.measure(STORIES[:4] + [""] * (len(STORIES) - 4)).quality < 1.1 * share
+
+
 def test_held_out_texts_are_as_long_as_samples(story_tokenizer: PreTrainedTokenizerFast) -> None:
     texts = ["the lake", *STORIES[:3]]
     found = held_out_texts(texts, story_tokenizer, 3, 9)

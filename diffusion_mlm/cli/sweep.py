@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..hub_access import require_repository
-from .checkpoint_arguments import load_checkpoint
+from .checkpoint_arguments import load_checkpoint, no_loading_bar
 from .parsing import parse
 from .sweep_arguments import SweepArguments
 from .sweep_record import SweepRecord, replace_file
@@ -36,6 +36,7 @@ def run(argv: list[str]) -> int:
     from .. import __version__
     from ..evaluation.sweep import config_of, settings_grid
     from ..generation import load_tokenizer, resolve_config, saved_generation_config
+    from ..generation_config import PRESETS
     from ..visualization.frontier import require_matplotlib
 
     if args.picture:
@@ -43,7 +44,8 @@ def run(argv: list[str]) -> int:
     # 1. Everything that can be known is checked before anything heavy is loaded.
     base = _base(args, saved_generation_config(checkpoint))
     settings_grid(args.values(), args.presets(), base)
-    asked = {"presets": args.presets(), "values": args.values(), "prefixes": args.prefix, "seed": args.seed}
+    presets = {name: PRESETS[name] for name in args.presets()}  # what a name stands for may change
+    asked = {"presets": presets, "values": args.values(), "prefixes": args.prefix, "seed": args.seed}
     known = {**asked, "num_samples": args.num_samples, "version": __version__}
     record.require_same(known, args.overwrite_output)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=args.trust_remote_code)
@@ -194,8 +196,6 @@ def _quality(
         from ..evaluation.story_quality import StoryQuality
 
         return StoryQuality(num_texts), {"judge": "the grammar of the stories"}
-    from transformers.utils import logging as transformers_logging
-
     from ..data import load_texts
     from ..evaluation.judge import Judge
     from ..evaluation.judged_quality import JudgedQuality, held_out_texts
@@ -205,9 +205,8 @@ def _quality(
         files=list(args.eval_file), text_column=args.text_column, text_unit=args.text_unit, encoding=args.encoding
     )
     real = held_out_texts(list(found["text"]), tokenizer, num_texts, num_tokens)
-    transformers_logging.disable_progress_bar()  # of the weights, as in `load_checkpoint`
-    judge = Judge.from_pretrained(args.judge, argument="--judge")
-    transformers_logging.enable_progress_bar()
+    with no_loading_bar():
+        judge = Judge.from_pretrained(args.judge, trust_remote_code=args.trust_remote_code, argument="--judge")
     decides = {"judge": digest_of_model(judge.model), "eval_texts": digest(text.encode() for text in real)}
     return JudgedQuality(judge, real), decides
 

@@ -97,7 +97,7 @@ class CausalPredictor:
 
     def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, scores_end: bool) -> None:
         device = next(model.parameters()).device
-        vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]
+        vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]  # a config of any model
         self.model = model
         self.end_id = end_token_id(tokenizer) if scores_end else -1
         self.forbidden_ids = torch.tensor(forbidden_token_ids(tokenizer, scores_end, vocab_size), device=device)
@@ -136,7 +136,7 @@ def require_causal(model: nn.Module) -> None:
     Raises:
         ValueError: another token changes what is predicted before it.
     """
-    vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]
+    vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]  # a config of any model
     parameter = next(model.parameters())
     first = torch.tensor([[5, 6, 7, 8, 9, 10]], device=parameter.device) % vocab_size
     second = first.clone()

@@ -20,9 +20,10 @@ class JudgedQuality:
     """The quality of sets of texts, for `sweep`: a product of three factors in [0, 1].
 
     Each is a figure of the texts by that of real texts, or the other way round for bits, and at most 1: bits per
-    character of the judge, entropy of the words of a text, distinct 3-grams. Low bits alone mean nothing, since text
-    that repeats itself is easy to predict. A set has collapsed if bits *and* entropy are below those of the real
-    texts, the bits beyond chance (an interval of 95 %): of two sets of real texts one often has both a little lower.
+    character of the judge, entropy of the words of a text (0 of a blank one), distinct 3-grams. Low bits alone mean
+    nothing, since text that repeats itself is easy to predict. A set has collapsed if bits *and* entropy are below
+    those of the real texts, the bits beyond chance (an interval of 95 %): of two sets of real texts one often has both
+    a little lower.
 
     Args:
         judge (`Judge`): scores the texts.
@@ -53,13 +54,14 @@ class JudgedQuality:
         return Measured(likely * math.prod(varied), collapsed, dict(figures))
 
     def _figures(self, texts: Sequence[str]) -> tuple[dict[str, float], RatioEstimate] | None:
+        blank = sum(not text.strip() for text in texts)
         texts = [text.strip() for text in texts if text.strip()]
         if not texts:
             return None
         judged = self._judge.score(texts)
         bits = ratio_estimate(judged.nats / math.log(2), judged.num_characters)
         words = [split_words(text) for text in texts]
-        entropy = fmean(word_entropy(of_text) or 0.0 for of_text in words)
+        entropy = fmean([word_entropy(of_text) or 0.0 for of_text in words] + [0.0] * blank)
         return {_BITS: bits.value, _ENTROPY: entropy, _DISTINCT: distinct_ngrams(words, 3) or 0.0}, bits
 
 

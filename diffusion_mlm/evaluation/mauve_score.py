@@ -17,7 +17,7 @@ def require_mauve() -> Callable[..., Any]:
         from mauve import compute_mauve
     except ImportError as error:
         raise ImportError("MAUVE needs another package: pip install 'diffusion-mlm[mauve]'.") from error
-    return compute_mauve  # type: ignore[no-any-return]
+    return compute_mauve  # type: ignore[no-any-return]  # the package has no types
 
 
 def mauve_score(generated: Tensor, real: Tensor, seed: int = 0) -> float:
