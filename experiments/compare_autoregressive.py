@@ -45,6 +45,7 @@ from diffusion_mlm.tokenization import train_bpe, train_characters
 sys.path.insert(0, str(Path(__file__).parent))
 from peer_measures import Peers, likelihoods, side_by_side, summary_table
 
+FILES = ("train_file", "eval_file")  # written down by name only: directories are of one machine
 PARTS = ("diffusion", "autoregressive", "compare")
 
 
@@ -291,7 +292,7 @@ def main(argv: list[str]) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     peers = Peers(diffusion.to(device), tokenizer, causal.to(device), causal_tokenizer)
     figures: dict[str, Any] = {
-        "settings": asdict(args),
+        "settings": {**asdict(args), **{name: [Path(file).name for file in getattr(args, name)] for name in FILES}},
         "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "parameters": {"diffusion": diffusion.num_parameters(), "autoregressive": causal.num_parameters()},
         "training": {

@@ -231,7 +231,7 @@ def summary_table(figures: dict[str, Any]) -> str:
     if all(trained):
         rows += [
             ["training tokens", *(f"{part['tokens']:,}" for part in trained), ""],
-            ["training, minutes of CPU", *(f"{part['cpu_seconds'] / 60:.1f}" for part in trained), ""],
+            ["training, minutes of CPU", *map(_minutes, trained), ""],
         ]
     names = ("autoregressive", "diffusion")
     rows += [
@@ -261,6 +261,10 @@ def summary_table(figures: dict[str, Any]) -> str:
 
 
 _SPENT = (("forwards_per_text", 0), ("seconds_per_text", 3))
+
+
+def _minutes(training: dict[str, Any]) -> str:
+    return f"{training['cpu_seconds'] / 60:.1f}" + (" (since resuming)" if training["resumed"] else "")
 
 
 def _with_interval(of_model: dict[str, Any]) -> str:
