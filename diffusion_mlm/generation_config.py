@@ -50,7 +50,7 @@ DEFAULTS: dict[str, Any] = {
     "batch_size": 64,
 }
 _NOT_OF_A_PRESET = ("max_new_tokens", "stride", "num_return_sequences", "batch_size")
-_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.25}
+_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.05}
 
 # What each preset changes; everything else but length, number and batch size is as in DEFAULTS.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -83,7 +83,7 @@ class DiffusionGenerationConfig(GenerationConfig):
         steps (`int`, *optional*): planned denoising steps; by default `steps_per_token` for each new token.
         steps_per_token (`float`): above 1 of use with remasking only.
         adaptive (`str`, *optional*): reveal as many as the model is sure of: `threshold`, `factor`, `entropy_bound`,
-            `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.25) and at most `max_reveal` in a
+            `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.05) and at most `max_reveal` in a
             step; see `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
         block_length (`int`, *optional*): finish so many tokens before the next ones begin; 0 is off. By default 16
             where every token has a forward of its own and the surest come first, which was better on stories and on

@@ -15,7 +15,8 @@ from .randomness import uniform
 
 ORDERS = ("random", "confidence", "margin", "entropy", "left_to_right")
 ORDERS_BEFORE_LOGITS = ("random", "left_to_right")  # need no forward to choose, so the forward can skip the other rows
-_APART, _COMMON = 2, 0.02  # positions, and share of probability; see `take_independent`
+# Masks, positions and share of probability of `take_independent`.
+_GAP, _APART, _COMMON = 2, 3, 0.02
 ADAPTIVE_RULES = ("threshold", "factor", "entropy_bound", "independent")
 
 
@@ -116,11 +117,12 @@ def take_independent(
 ) -> Tensor:
     """The positions that a step may reveal together because hardly any depends on another.
 
-    First all that the model is sure of, each of entropy <= `bound`, and the best of the others. If no mask is left
-    beside that one, further unsure positions join it, best first, which
+    First all that the model is sure of, each of entropy <= `bound`, and the best of the others. If no more than one
+    unsure mask adjoins that one, so that it is clear how many words come there, further unsure positions join it, best
+    first, which
 
-    * have no mask left beside them either,
-    * are more than 2 positions from every unsure one that is taken, and
+    * lie in gaps of one or two unsure masks like it,
+    * are more than 3 positions from every unsure one that is taken, and
     * hold less than 2 % of their probability in common with each of them. Two blanks that expect the same words are
       often one choice, such as a name that comes twice: it is made at the first, and the second is then sure.
 
@@ -147,19 +149,19 @@ def take_independent(
     entropy = torch.zeros(eligible.shape, dtype=torch.float64, device=eligible.device)
     entropy[eligible] = -position_scores("entropy", log_probs).double()
     sure = eligible & (entropy <= bound)
-    left = masked & ~sure
-    alone = eligible & left & ~_within(left, 1)
-    probs = log_probs.exp()
-    taken = best = take_highest(scores, eligible & ~sure, torch.ones_like(scores[:, 0], dtype=torch.int64))
-    candidates = alone & (best & alone).any(-1, keepdim=True)
+    gap = _run_lengths(masked & ~sure)
+    one = torch.ones_like(scores[:, 0], dtype=torch.int64)
+    taken = best = take_highest(scores, eligible & ~sure, one)
+    candidates = eligible & (gap > 0) & (gap <= _GAP)
+    candidates &= (best & candidates).any(-1, keepdim=True)
     while bool(best.any()):
-        candidates = candidates & ~best & ~_within(best, _APART)
+        candidates = candidates & ~_within(best, _APART)
         row, _ = candidates.nonzero().unbind(-1)
-        of_best = probs.new_zeros(len(scores), probs.shape[-1])
-        of_best[best.any(-1)] = probs[best[eligible]]
-        common = torch.minimum(probs[candidates[eligible]], of_best[row]).sum(-1)
+        of_best = log_probs.new_full((len(scores), log_probs.shape[-1]), -math.inf)
+        of_best[best.any(-1)] = log_probs[best[eligible]]
+        common = torch.minimum(log_probs[candidates[eligible]], of_best[row]).exp().sum(-1)
         candidates[candidates.clone()] = common < _COMMON
-        best = take_highest(scores, candidates, torch.ones_like(scores[:, 0], dtype=torch.int64))
+        best = take_highest(scores, candidates, one)
         taken = taken | best
     chosen = sure | taken
     if most is None:
@@ -167,9 +169,18 @@ def take_independent(
     return take_highest(scores, chosen, torch.full_like(scores[:, 0], most, dtype=torch.int64))
 
 
+def _run_lengths(positions: Tensor) -> Tensor:
+    """How many `positions` (batch, length), bool, stand together where each of them is; 0 elsewhere."""
+    length = positions.shape[-1]
+    place = torch.arange(length, device=positions.device).expand_as(positions)
+    before = place.masked_fill(positions, -1).cummax(-1).values
+    after = place.masked_fill(positions, length).flip(-1).cummin(-1).values.flip(-1)
+    return (after - before - 1).masked_fill(~positions, 0)
+
+
 def _within(positions: Tensor, reach: int) -> Tensor:
-    """Where another of the `positions` (batch, length), bool, is at most `reach` away."""
-    near = torch.zeros_like(positions)
+    """Where one of the `positions` (batch, length), bool, is at most `reach` away."""
+    near = positions.clone()
     for shift in range(1, min(reach, positions.shape[-1] - 1) + 1):
         near[:, shift:] |= positions[:, :-shift]
         near[:, :-shift] |= positions[:, shift:]

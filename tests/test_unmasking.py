@@ -16,6 +16,7 @@ from diffusion_mlm.unmasking import (
     position_scores,
     scores_before_logits,
     take_highest,
+    take_independent,
     take_spread,
 )
 
@@ -180,6 +181,51 @@ def test_adaptive_counts_look_at_eligible_positions_only(rule):
     eligible = torch.tensor([[True, False, False, False, True]])
     assert AdaptiveCount(rule, 0.6).counts(SURE, eligible, SURE, NATS).tolist() == [1]
     assert AdaptiveCount(rule, 0.6).counts(SURE, ~ALL, SURE, NATS).tolist() == [0]
+
+
+def independent_of(*pairs, length=12, bound=0.1):
+    """What is revealed together if each pair (position, words) is masked and expects those words, each as likely."""
+    eligible = torch.zeros(1, length, dtype=torch.bool)
+    eligible[0, [position for position, _ in pairs]] = True
+    probs = torch.tensor([[float(word in words) for word in "abcdefgh"] for _, words in pairs])
+    log_probs = torch.nn.functional.normalize(probs, p=1, dim=-1).log()
+    scores = -torch.arange(float(length)).double()[None]
+    return take_independent(scores, eligible, eligible, log_probs, bound).nonzero()[:, 1].tolist()
+
+
+def test_independent_positions_are_all_that_are_sure_and_one_other():
+    assert independent_of((0, "ab"), (1, "a"), (2, "cd"), (3, "b")) == [0, 1, 3]
+
+
+def test_unsure_positions_join_from_gaps_of_at_most_two():
+    assert independent_of((0, "ab"), (6, "cd"), (7, "ef")) == [0, 6]
+    assert independent_of((0, "ab"), (6, "cd"), (7, "ef"), (8, "gh")) == [0]
+    assert independent_of((0, "ab"), (1, "cd"), (2, "ef"), (8, "gh")) == [0], "the best one is in a gap of three"
+
+
+def test_unsure_positions_join_from_beyond_three_positions():
+    assert independent_of((0, "ab"), (4, "cd"), (8, "ef")) == [0, 4, 8]
+    assert independent_of((0, "ab"), (3, "cd"), (8, "ef")) == [0, 8]
+
+
+def test_unsure_positions_that_expect_the_same_words_do_not_join():
+    assert independent_of((0, "ab"), (5, "bc"), (10, "cd")) == [0, 10]
+
+
+@quietly
+@given(seed=st.integers(0, 10**6), bound=st.sampled_from([0.0, 0.3, 1.0]))
+def test_independent_positions_of_a_row_do_not_depend_on_the_others(seed, bound):
+    generator = torch.Generator().manual_seed(seed)
+    masked = torch.rand(4, 9, generator=generator) < torch.tensor([[0.0], [0.3], [0.6], [1.0]])
+    eligible = masked & (torch.rand(4, 9, generator=generator) < 0.8)
+    scores = torch.rand(4, 9, generator=generator).double()
+    log_probs = torch.log_softmax(6 * torch.randn(4, 9, 5, generator=generator), dim=-1)
+    together = take_independent(scores, eligible, masked, log_probs[eligible], bound)
+    assert (together <= eligible).all() and together.any(-1).equal(eligible.any(-1))
+    for row in range(4):
+        one = slice(row, row + 1)
+        alone = take_independent(scores[one], eligible[one], masked[one], log_probs[one][eligible[one]], bound)
+        assert alone.equal(together[one])
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ class GenerationSettings(CheckpointArguments):
     steps: int | None = setting("steps", "Denoising steps.", "--steps-per-token for each")
     steps_per_token: float | None = setting("steps_per_token", "Above 1 of use with --remask only.", "1.0")
     adaptive: str | None = setting("adaptive", "Reveal as many as the model is sure of.", "off")
-    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.25")
+    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.05")
     max_reveal: int | None = setting("max_reveal", "Of --adaptive: the most in one step.", "unlimited")
     block_length: int | None = setting(
         "block_length",
