@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -41,8 +40,7 @@ def run_facts(
     facts["data"] = data_digest(dataset)
     if isinstance(dataset, IterableDataset):  # its rows are dealt out by workers
         facts["dataloader_num_workers"] = args.dataloader_num_workers
-    for package in ("diffusion-mlm", "torch", "transformers", "accelerate", "datasets"):
-        facts[f"version of {package}"] = _version(package)
+    facts.update((f"version of {package.__name__}", package.__version__) for package in _packages())
     return json.loads(json.dumps(facts, sort_keys=True, default=str))
 
 
@@ -137,12 +135,11 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _version(package: str) -> str:
-    if package == "diffusion-mlm":
-        from . import __version__
+def _packages() -> list[Any]:
+    import accelerate
+    import datasets
+    import transformers
 
-        return __version__
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    import diffusion_mlm
+
+    return [diffusion_mlm, torch, transformers, accelerate, datasets]

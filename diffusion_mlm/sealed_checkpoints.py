@@ -84,7 +84,7 @@ def seal(directory: Path, facts: dict[str, Any]) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(directory).as_posix()] = [path.stat().st_size, digest]
     body = {"files": files, "facts": facts}
-    write_flushed(directory / _UNFINISHED, json.dumps({**body, "sha256": _digest(body)}, indent=1) + "\n")
+    write_flushed(directory / _UNFINISHED, json.dumps({**body, "sha256": _digest(body)}, indent=1))
     os.replace(directory / _UNFINISHED, directory / MANIFEST)
     flush_directory(directory)
     flush_directory(directory.parent)

@@ -211,7 +211,7 @@ class DiffusionTrainer(DurableTrainer):
             bad = bad_rows(token_nll, rows)
             lengths = inputs["attention_mask"].sum(-1)
             prints = [row_fingerprint(corrupted.targets[row, : lengths[row]]) for row in bad]
-            self._stop_at(float(loss), self.state.global_step, places[bad].tolist(), prints)
+            self._stop_at(float(loss.detach()), self.state.global_step, places[bad].tolist(), prints)
         return (loss, {"logits": logits}) if return_outputs else loss
 
     def _stop_at(self, loss: float, step: int, places: list[int], fingerprints: list[str]) -> NoReturn:

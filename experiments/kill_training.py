@@ -164,6 +164,7 @@ def fork(action: Callable[[], None], log: Path, kill_after: float | None = None)
         status = 1
         try:
             gc.freeze()  # what the parent made need not be gone through again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where workers tell that they lost their parent
             handler = logging.FileHandler(log)
             logging.getLogger("diffusion_mlm").handlers = [handler]
             torch.set_num_threads(1)
