@@ -70,9 +70,9 @@ def data_digest(dataset: Any) -> str | None:
         rows = dataset.with_format("arrow")
         for start in _spread(len(dataset), _ROWS_AT_ONCE, _MAX_BLOCKS):
             table = rows[start : start + _ROWS_AT_ONCE]
-            for name in _COLUMNS:
-                if name in table.column_names:
-                    _add_column(sha.update, table.column(name).combine_chunks())
+            names = set(table.column_names)
+            for name in sorted(names & set(_COLUMNS) or names):  # texts, if they are made into ids when they are read
+                _add_column(sha.update, table.column(name).combine_chunks())
     elif isinstance(dataset, datasets.IterableDataset):
         sha.update(f"stream of {dataset.num_shards} shards".encode())
         for row in dataset.take(_ROWS_OF_A_STREAM):
@@ -100,16 +100,23 @@ def _spread(count: int, size: int, max_blocks: int) -> Iterator[int]:
 
 
 def _add_column(add: Callable[[bytes], None], column: Any) -> None:
+    import pyarrow
+
     if hasattr(column, "value_lengths"):
         add(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
         column = column.flatten()
-    add(repr(column.to_pylist()).encode() if column.null_count else column.to_numpy(zero_copy_only=False).tobytes())
+    if pyarrow.types.is_primitive(column.type) and not column.null_count:
+        add(column.to_numpy(zero_copy_only=False).tobytes())
+    else:
+        add(repr(column.to_pylist()).encode())
 
 
 def _add_row(add: Callable[[bytes], None], row: Any) -> None:
-    for name in _COLUMNS:
-        if isinstance(row, dict) and name in row:
-            add(f"{name} {torch.as_tensor(row[name]).tolist()}".encode())
+    for name, value in sorted(row.items()) if isinstance(row, dict) else []:
+        if isinstance(value, str):
+            add(f"{name} {value!r}".encode())
+        elif name in _COLUMNS:
+            add(f"{name} {torch.as_tensor(value).tolist()}".encode())
 
 
 def _model_digest(model: nn.Module) -> str:

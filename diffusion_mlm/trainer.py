@@ -241,13 +241,16 @@ class DiffusionTrainer(DurableTrainer):
     def _require_finite_weights(self) -> None:
         averages = getattr(self.optimizer, "state", None) or {}
         for name, parameter in unwrap(self.model).named_parameters():
-            tensors = [parameter, *(x for x in averages.get(parameter, {}).values() if isinstance(x, Tensor))]
-            if not all(torch.isfinite(tensor).all() for tensor in tensors):
-                raise NonFiniteLossError(
-                    f"The weights {name} are not finite, or their averages in the optimizer, after step "
-                    f"{self.state.global_step}. Lower `learning_rate` "
-                    f"(now {self.args.learning_rate:g}); checkpoints saved before are intact."
-                )
+            found: dict[str, Any] = {f"weights {name}": parameter}
+            found |= {
+                f"optimizer's {x} of {name}": y for x, y in averages.get(parameter, {}).items() if torch.is_tensor(y)
+            }
+            for what, tensor in found.items():
+                if not torch.isfinite(tensor).all():
+                    raise NonFiniteLossError(
+                        f"The {what} are not finite after step {self.state.global_step}. Lower `learning_rate` (now "
+                        f"{self.args.learning_rate:g}); checkpoints saved before are intact."
+                    )
 
     # Logs
 

@@ -16,6 +16,7 @@ import logging
 import os
 import platform
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -50,7 +51,7 @@ class KillTrainingArguments:
     kills: int = field(default=20, metadata={"help": "Kills per setting."})
     kills_of_stock: int = field(default=10, metadata={"help": "Kills of the stock Trainer, or until it is stuck."})
     kills_per_run: int = field(default=7, metadata={"help": "Kills after which a run is left to end."})
-    steps: int = field(default=40, metadata={"help": "Optimizer steps of a run."})
+    steps: int = field(default=30, metadata={"help": "Optimizer steps of a run."})
     seed: int = field(default=0, metadata={"help": "Of the moments."})
     output: str | None = field(default=None, metadata={"help": "JSON file to write."})
 
@@ -154,7 +155,7 @@ def warm_up() -> None:
 
 
 def fork(action: Callable[[], None], log: Path, kill_after: float | None = None) -> int:
-    """Runs an action in a child, which may be killed on the way; returns its exit status, -9 if it was.
+    """Runs an action in a child and returns its exit status: -9 if it was killed, after `kill_after` seconds of work.
 
     Warnings of the package and the traceback of an error are added to `log`.
     """
@@ -175,15 +176,20 @@ def fork(action: Callable[[], None], log: Path, kill_after: float | None = None)
                 traceback.print_exc(file=file)
         finally:
             os._exit(status)  # the parent's exit handlers are not ours to run
-    if kill_after is not None:
-        deadline = time.monotonic() + kill_after
-        while time.monotonic() < deadline:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.002)
-        os.kill(child, signal.SIGKILL)
+    while kill_after is not None:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.clock_gettime(_cpu_clock(child)) > kill_after:
+            os.kill(child, signal.SIGKILL)
+            break
+        time.sleep(0.001)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _cpu_clock(process: int) -> int:
+    """The clock of the time that a process has computed, whatever else the machine does; of Linux."""
+    return ~process << 3 | 2
 
 
 def train_to_the_end(directory: Path, setting: Setting, trainer_class: type[DiffusionTrainer]) -> None:
@@ -231,18 +237,20 @@ def kill_runs(
     """Runs that are killed at random moments and go on, until there were as many kills, or one is stuck."""
     outcome, moments, begin = Outcome(), random.Random(seed), time.monotonic()
     left_alone = folder / "left-alone"
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     if fork(lambda: train_to_the_end(left_alone, setting, trainer_class), log_path(left_alone)):
         raise RuntimeError(log_path(left_alone).read_text())
-    duration, expected = time.monotonic() - started, digest_path(left_alone).read_text()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    duration = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    expected = digest_path(left_alone).read_text()
     while outcome.kills < kills and not outcome.stuck:
         directory = folder / f"run-{outcome.runs}"
         outcome.runs += 1
         kills_here = 0
         while not digest_path(directory).exists():
             may_die = kills_here < kills_per_run and outcome.kills < kills
-            after = moments.uniform(0.02, 0.6 * duration) if may_die else None
-            status = fork(lambda: train_to_the_end(directory, setting, trainer_class), log_path(directory), after)  # noqa: B023
+            moment = moments.uniform(0.02, 0.6 * duration) if may_die else None
+            status = fork(lambda: train_to_the_end(directory, setting, trainer_class), log_path(directory), moment)  # noqa: B023
             if status == -signal.SIGKILL:
                 kills_here += 1
                 outcome.kills += 1

@@ -334,8 +334,8 @@ def test_an_average_of_the_optimizer_that_is_infinite_is_not_saved(tmp_path):
         parameter = trainer.model.lm_head.bias
         trainer.optimizer.state[parameter]["exp_avg_sq"][3] = math.inf
 
-    trainer.callback_handler.callbacks.insert(0, At(1, overflow))
-    with pytest.raises(NonFiniteLossError, match="lm_head.bias are not finite, or their averages"):
+    trainer.callback_handler.callbacks.insert(0, At(2, overflow))
+    with pytest.raises(NonFiniteLossError, match="optimizer's exp_avg_sq of lm_head.bias are not finite after step 2"):
         trainer.train()
     assert checkpoints(tmp_path) == []
 

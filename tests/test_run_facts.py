@@ -27,6 +27,8 @@ def test_equal_rows_have_one_digest_and_any_change_another() -> None:
     for make in (Dataset.from_list, list):
         digests = {data_digest(make(rows)) for rows in (ROWS, *others)}
         assert len(digests) == 1 + len(others)
+    for make in (Dataset.from_list, list):
+        assert len({data_digest(make([{"text": text}])) for text in ("a fox", "a fox", "a dog")}) == 2
     assert data_digest(None) is None
 
 
