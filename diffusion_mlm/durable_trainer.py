@@ -116,7 +116,7 @@ class DurableTrainer(Trainer):
             TrainingInterruptedError: a signal came; a checkpoint was saved.
             TrainingMemoryError: a step does not fit into memory.
         """
-        self._facts, self._last_sealed = None, None
+        self._facts, self._last_sealed, self.inexact_resumes = None, None, []
         if self.args.auto_find_batch_size and self.args.world_size > 1:
             raise ValueError(
                 "`auto_find_batch_size` must be False with several processes: one that runs out of memory leaves the "
