@@ -286,7 +286,7 @@ def run(argv: list[str]) -> int:
         "settings": found,
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
         "machine": f"{platform.machine()}, {os.cpu_count()} cores shared with other work, 1 thread",
-        "arguments": asdict(args),
+        "arguments": {name: value for name, value in asdict(args).items() if name != "output"},
     }
     if args.output:
         Path(args.output).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
