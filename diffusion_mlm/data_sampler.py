@@ -31,7 +31,7 @@ class WholeBatchSampler(Sampler[int]):
                 f"accumulation steps x processes). Use more text, shorter rows or a smaller "
                 f"`per_device_train_batch_size`."
             )
-        self.num_rows, self.seed, self.shuffle = num_rows, seed, shuffle
+        self.num_rows, self.global_batch, self.seed, self.shuffle = num_rows, global_batch, seed, shuffle
         self.num_left_out = num_rows % global_batch
         self.epoch = 0
 

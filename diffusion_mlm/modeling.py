@@ -217,7 +217,7 @@ def context_length(model: Any, tokenizer: PreTrainedTokenizerBase | None = None)
     table = getattr(embeddings, "position_embeddings", None)
     padding = getattr(table, "padding_idx", None)
     if padding is None and getattr(config, "model_type", None) == "esm":
-        padding = config.pad_token_id  # type: ignore[union-attr]
+        padding = getattr(config, "pad_token_id", None)
     if padding is not None:
         limit -= padding + 1
     if tokenizer is not None and tokenizer.model_max_length < 1_000_000:
@@ -305,7 +305,8 @@ def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
     inner = unwrap(model)
     if not selects_rows(inner):
         return model(**inputs).logits[rows]
-    with _keep_rows(inner.base_model, rows):  # type: ignore[arg-type]
+    base: Any = inner.base_model  # a module, by `selects_rows`; torch types attributes as Tensor | Module
+    with _keep_rows(base, rows):
         logits = model(**inputs).logits
     if logits.shape[1] != int(rows.sum()):
         raise RuntimeError(

@@ -4,17 +4,19 @@ import copy
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
+from .batch_fingerprint import bad_rows, name_rows, row_fingerprint, rows_of_step
 from .corruption import CorruptedBatch
 from .data_collator import DataCollatorForMaskedDiffusion
 from .data_sampler import WholeBatchSampler
+from .durable_trainer import DurableTrainer
 from .errors import NonFiniteLossError
 from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
 from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
@@ -25,13 +27,13 @@ from .training_args import DiffusionTrainingArguments
 
 logger = logging.getLogger(__name__)
 
-_CORRUPTED, _UNITS = "corrupted", "units"
+_CORRUPTED, _UNITS, _PLACES = "corrupted", "units", "places"
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(DurableTrainer):
     """Trains any masked language model as a masked diffusion model.
 
-    What differs from `Trainer`:
+    What differs from `Trainer`, beside what `DurableTrainer` does for runs that are killed or stopped:
 
     * Masks are drawn on the device, keyed by (seed, "train", optimizer step, place of the row in the global batch),
       with rates stratified over the global batch. Workers, accumulation steps, processes, evaluation and resuming
@@ -41,8 +43,8 @@ class DiffusionTrainer(Trainer):
     * Only the logits that are scored are computed, where the model allows it, and the loss is computed in float32.
     * `evaluate` reports the likelihood bound in nats per token as `eval_loss`, with masks keyed by content.
     * Each epoch is cut to whole global batches.
-    * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight is NaN
-      or infinite.
+    * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight or an
+      average of the optimizer is NaN or infinite; the error names the rows.
 
     Args:
         model (`PreTrainedModel`): a masked language model.
@@ -89,7 +91,8 @@ class DiffusionTrainer(Trainer):
         self._process = data_collator.process
         self._generates_end = data_collator.mask_end_token
         self._end_id = end_token_id(tokenizer)
-        vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]
+        config: Any = unwrap(model).config
+        vocab_size = int(config.vocab_size)
         if len(tokenizer) > vocab_size:
             raise ValueError(
                 f"`processing_class` has {len(tokenizer)} tokens, but the model knows {vocab_size}. Pass the model's "
@@ -98,6 +101,7 @@ class DiffusionTrainer(Trainer):
         self._forbidden = torch.tensor(forbidden_token_ids(tokenizer, self._generates_end, vocab_size))
         self._bucket_nats = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
         self._bucket_counts = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
+        self._first_bad_step = torch.tensor(-1)
         super().__init__(
             model=model,
             args=args,
@@ -132,7 +136,7 @@ class DiffusionTrainer(Trainer):
     ) -> tuple[list[dict[str, Any]], None]:
         """Fetches the micro-batches of one optimizer step and masks them as one global batch."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if len(batches) < num_batches:  # the end of a stream; the Trainer would add these gradients to the next step
+        if len(batches) < num_batches:  # the end of a stream of known length; the Trainer would add to the next step
             return [], None
         key = make_key(self.args.seed, "train", self.state.global_step)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -144,7 +148,7 @@ class DiffusionTrainer(Trainer):
             rows = start + rank * size + torch.arange(size, device=device)
             start += processes * size
             corrupted = self._corrupt(batch, fold_in(key, rows), self._process.times(key, rows, global_batch))
-            batch[_CORRUPTED] = corrupted
+            batch[_CORRUPTED], batch[_PLACES] = corrupted, rows
             units += objective_units(self.args.objective, corrupted)
         units = self.accelerator.reduce(units, reduction="sum")
         for batch in batches:
@@ -169,6 +173,12 @@ class DiffusionTrainer(Trainer):
             return muon
         return super().create_optimizer(model)
 
+    def run_facts(self) -> dict[str, Any]:
+        """As in `DurableTrainer`, and how the rows are masked, which a collator may say otherwise than `args`."""
+        collator = self.data_collator
+        masking = f"{self._process}, end token {self._generates_end}, multiple of {collator.pad_to_multiple_of}"
+        return {**super().run_facts(), "masking process": masking}
+
     # Loss
 
     def compute_loss(
@@ -185,6 +195,7 @@ class DiffusionTrainer(Trainer):
         """
         corrupted: CorruptedBatch = inputs.pop(_CORRUPTED)
         units: Tensor = inputs.pop(_UNITS)
+        places: Tensor = inputs.pop(_PLACES)
         rows = scored_positions(self.args.objective, corrupted)
         logits = logits_at(model, rows, **inputs)
         token_nll = token_negative_log_likelihood(logits, corrupted.targets[rows], self._forbidden.to(logits.device))
@@ -193,16 +204,28 @@ class DiffusionTrainer(Trainer):
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes afterwards
         if not corrupted.is_masked.any():
             loss = loss + logits.sum() * 0  # every parameter needs a gradient, if only 0
-        if loss.device.type == "cpu":
-            self._require_finite(float(loss.detach()))
+        if loss.device.type != "cpu":  # the device need not wait: `log` looks at it
+            first = (self._first_bad_step.to(loss.device) < 0) & ~torch.isfinite(loss.detach())
+            self._first_bad_step = torch.where(first, self.state.global_step, self._first_bad_step.to(loss.device))
+        elif not math.isfinite(loss.detach()):
+            bad = bad_rows(token_nll, rows)
+            lengths = inputs["attention_mask"].sum(-1)
+            prints = [row_fingerprint(corrupted.targets[row, : lengths[row]]) for row in bad]
+            self._stop_at(float(loss.detach()), self.state.global_step, places[bad].tolist(), prints)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _stop_at(self, loss: float, step: int, places: list[int], fingerprints: list[str]) -> NoReturn:
+        rows = name_rows(rows_of_step(self._get_train_sampler(), step, places), fingerprints)
+        raise NonFiniteLossError(
+            f"The loss is {loss} at step {step + 1}. Lower `learning_rate` (now {self.args.learning_rate:g}) or check "
+            f"the data, {rows}; checkpoints saved before are intact."
+        )
 
     def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise NonFiniteLossError(
-                f"The loss is {loss} at step {self.state.global_step + 1}. Lower `learning_rate` (now "
-                f"{self.args.learning_rate:g}) or check the data; checkpoints saved before are intact."
-            )
+            first = int(self._first_bad_step)
+            step = first if first >= 0 else self.state.global_step - 1
+            self._stop_at(loss, step, list(range(self.get_total_train_batch_size(self.args))), [])
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`, and a look at the weights that the last step left."""
@@ -216,12 +239,18 @@ class DiffusionTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _require_finite_weights(self) -> None:
+        averages = getattr(self.optimizer, "state", None) or {}
         for name, parameter in unwrap(self.model).named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise NonFiniteLossError(
-                    f"The weights {name} are not finite after step {self.state.global_step}. Lower `learning_rate` "
-                    f"(now {self.args.learning_rate:g}); checkpoints saved before are intact."
-                )
+            found: dict[str, Any] = {f"weights {name}": parameter}
+            found |= {
+                f"optimizer's {x} of {name}": y for x, y in averages.get(parameter, {}).items() if torch.is_tensor(y)
+            }
+            for what, tensor in found.items():
+                if not torch.isfinite(tensor).all():
+                    raise NonFiniteLossError(
+                        f"The {what} are not finite after step {self.state.global_step}. Lower `learning_rate` (now "
+                        f"{self.args.learning_rate:g}); checkpoints saved before are intact."
+                    )
 
     # Logs
 
@@ -272,7 +301,7 @@ class DiffusionTrainer(Trainer):
                 [bounds.nats[:, None], bounds.num_tokens[:, None], bounds.bucket_nats, bounds.bucket_counts], dim=1
             )
             sums.append(self.accelerator.gather_for_metrics(per_row).cpu())
-            state = (self.args, self.state, self.control)  # type: ignore[has-type]
+            state = (self.args, self.state, self.control)
             self.control = self.callback_handler.on_prediction_step(*state)
         rows = torch.cat(sums)
         nats, num_tokens, buckets = rows[:, 0].sum(), rows[:, 1].sum(), rows[:, 2:].sum(0)
@@ -292,7 +321,8 @@ class DiffusionTrainer(Trainer):
             f"{metric_key_prefix}_num_tokens": int(num_tokens),
             **bucket_logs(f"{metric_key_prefix}_", buckets[:NUM_BUCKETS], buckets[NUM_BUCKETS:]),
         }
-        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))  # type: ignore[arg-type]
+        nothing: Any = None  # there are no single predictions
+        return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=len(rows))
 
     def _bound_of_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> RowBounds:
         attention_mask = batch["attention_mask"]

@@ -35,7 +35,9 @@ class DiffusionTrainingArguments(TrainingArguments):
     adam_beta2: float = field(default=0.98, metadata={"help": "Second-moment decay of AdamW."})
     weight_decay: float = field(default=0.01, metadata={"help": "Weight decay of AdamW."})
     warmup_steps: float = field(default=0.06, metadata={"help": "Warm-up: a share of all steps below 1, else steps."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})  # type: ignore[assignment]
+    lr_scheduler_type: str = field(  # type: ignore[assignment]  # an enum in the parent, which takes its values too
+        default="cosine", metadata={"help": "How the learning rate falls."}
+    )
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Rows per step and device in training."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Rows per step and device in evaluation."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
@@ -44,7 +46,7 @@ class DiffusionTrainingArguments(TrainingArguments):
     prediction_loss_only: bool = field(default=True, metadata={"help": "Keep True: logits of a whole set are huge."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Keep False: a NaN loss must be seen."})
 
-    optim: str = field(  # type: ignore[assignment]
+    optim: str = field(  # type: ignore[assignment]  # an enum in the parent, which does not know `muon`
         default="adamw_torch_fused",
         metadata={"help": "Optimizer: any of transformers', or `muon` (Muon for matrices, AdamW for the rest)."},
     )
@@ -88,6 +90,12 @@ class DiffusionTrainingArguments(TrainingArguments):
         },
     )
     eval_draws: int = field(default=8, metadata={"help": "Masks drawn per row when the bound is evaluated."})
+
+    # What is resumed
+    allow_inexact_resume: bool = field(
+        default=False,
+        metadata={"help": "Go on from a checkpoint of other settings, data, versions or processes."},
+    )
 
     # What is shown
     sample_prefixes: list[str] = field(

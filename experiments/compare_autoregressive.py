@@ -242,7 +242,7 @@ class Trainings:
             trainer.remove_callback(callback)
         trainer.add_callback(LogLineCallback)
         wall, cpu = time.perf_counter(), time.process_time()
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint="auto" if isinstance(trainer, DiffusionTrainer) else last)
         found = {
             "parameters": trainer.model.num_parameters(),
             "steps": trainer.state.global_step,

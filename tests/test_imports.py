@@ -57,7 +57,7 @@ TEXT_FIGURES = (
     "evaluation.sample_warnings",
 )
 # What anybody may import, because it imports nothing but itself.
-FOUNDATIONS = ("errors", "hub_access")
+FOUNDATIONS = ("errors", "hub_access", "run_lock", "sealed_checkpoints")
 SURFACES = ("cli", "demo")
 OPTIONAL_PACKAGES = ("PIL", "gradio", "lm_eval", "matplotlib", "mauve", "peft", "tensorboard", "trackio")
 # Subclasses of an optional package's classes: the one package each may load, while nobody may load it unasked.

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +31,11 @@ from diffusion_mlm import (
     story_language,
 )
 from diffusion_mlm.callbacks import LogLineCallback, SampleTextCallback
-from diffusion_mlm.errors import NonFiniteLossError
+from diffusion_mlm.errors import CheckpointError, NonFiniteLossError, TrainingInterruptedError
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
 from diffusion_mlm.modeling import build_model, logits_at
 from diffusion_mlm.objectives import OBJECTIVES
+from diffusion_mlm.sealed_checkpoints import read_facts
 
 TOKENIZER = story_language.tokenizer()
 NOTHING_TO_MASK = [0, 2]
@@ -255,14 +257,47 @@ def train_and_evaluate(directory, batch_size):
     return results
 
 
+class SignalIn(TrainerCallback):
+    """SIGTERM to one of the processes, at the end of step 2."""
+
+    def __init__(self, rank):
+        self.rank = rank
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 2 and args.process_index == self.rank:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def stop_and_go_on(directory):
+    """Where a run of 6 steps stops when one process is told to, and its weights beside those of a run left alone."""
+
+    def run(name, callbacks=(), resume=None):
+        settings = {"per_device_train_batch_size": 4, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+        trainer = make_trainer(directory / name, model=tiny_model(dropout=0.1), callbacks=callbacks, **settings)
+        try:
+            trainer.train(resume_from_checkpoint=resume)
+        except TrainingInterruptedError:
+            return trainer.state.global_step
+        return digest(trainer.model)
+
+    return run("left-alone"), run("stopped", [SignalIn(1)]), run("stopped", resume=True)
+
+
 def test_two_processes_train_and_evaluate_like_one(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [*command, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False
+        [*command, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=480, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(tmp_path / "results.pt")
+    left_alone, stopped_at, went_on = two["stopped"]
+    assert stopped_at == 3 and went_on == left_alone  # they ask at the end of step 2 and act at the end of step 3
+    assert read_facts(tmp_path / "stopped" / "checkpoint-6")["processes"] == 2
+    with pytest.raises(CheckpointError, match="it holds no rng_state.pth; `processes` was 2, is 1"):
+        make_trainer(
+            tmp_path / "stopped", per_device_train_batch_size=4, max_steps=6, model=tiny_model(dropout=0.1)
+        ).train(resume_from_checkpoint=True)
     one = train_and_evaluate(tmp_path, batch_size=8)
     for objective in OBJECTIVES:
         assert two[objective]["loss"] == pytest.approx(one[objective]["loss"], abs=1e-6)
@@ -672,6 +707,7 @@ def test_logs_are_short_lines(tmp_path, caplog):
 if __name__ == "__main__":
     directory = Path(sys.argv[1])
     found = train_and_evaluate(directory, batch_size=4)
+    found["stopped"] = stop_and_go_on(directory)
     if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
         torch.save(found, directory / "results.pt")
     torch.distributed.destroy_process_group()  # a process that ends with its threads alive may be aborted

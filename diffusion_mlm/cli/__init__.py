@@ -89,15 +89,18 @@ def report_error(error: BaseException) -> int:
     """Prints one sentence to standard error and returns the exit status for it.
 
     2 wrong use, value or data; 69 a Hub or network that does not answer; 70 numbers that are not finite; 73 a
-    directory refused or locked; 74 reading or writing failed; 77 not allowed; 130 interrupted; 1 anything else.
+    directory refused or locked; 74 reading or writing failed; 77 not allowed; 130 and 143 interrupted; 1 what is left.
     """
+    from ..errors import TrainingInterruptedError, TrainingMemoryError
+
     if isinstance(error, KeyboardInterrupt):
-        print("diffusion-mlm: interrupted.", file=sys.stderr)
-        return 130
+        saved = isinstance(error, TrainingInterruptedError)
+        print(f"diffusion-mlm: {error if saved else 'interrupted.'}", file=sys.stderr)
+        return 128 + error.signum if isinstance(error, TrainingInterruptedError) else 130
     status = _status(error)
     text = " ".join(str(error).split())
     text += "" if text.endswith((".", "!", "?", ")")) else "."
-    if status == 1:
+    if status == 1 and not isinstance(error, TrainingMemoryError):
         text = f"{type(error).__name__}: {text} (run again with --debug for the traceback)"
     print(f"diffusion-mlm: {text}", file=sys.stderr)
     return status

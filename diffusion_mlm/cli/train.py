@@ -1,7 +1,9 @@
 """`diffusion-mlm train`: everything is checked, then model and data are loaded, trained, evaluated and saved."""
 
+import contextlib
 import json
 import logging
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -9,8 +11,8 @@ from typing import Any
 
 import datasets
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from .. import __version__, story_language
@@ -26,11 +28,14 @@ from ..data import (
     train_validation_split,
 )
 from ..data_sampler import WholeBatchSampler
-from ..errors import OutputDirectoryError
+from ..errors import CheckpointError, OutputDirectoryError, SaveError
 from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
 from ..hub_access import require_repository
 from ..modeling import build_model, context_length, load_model, preset_config, require_mask_token
+from ..output_directory import require_writable
+from ..run_lock import require_unlocked, run_lock
+from ..sealed_checkpoints import checkpoints_in, read_facts, replace_directory
 from ..tokenization import train_bpe, train_characters
 from ..trainer import DiffusionTrainer
 from .parsing import parse
@@ -45,7 +50,8 @@ def run(argv: list[str]) -> int:
     """Runs `train` with these arguments and returns the exit status 0; errors are raised."""
     model_args, data_args, args = parse([ModelArguments, DataArguments, TrainCommandArguments], argv, "train")
     show_progress(args)
-    train(model_args, data_args, args)
+    with contextlib.ExitStack() as lock:
+        train(model_args, data_args, args, lock)
     if torch.distributed.is_initialized():  # a process that ends with its threads alive may be aborted
         torch.distributed.destroy_process_group()
     return 0
@@ -62,10 +68,12 @@ def show_progress(args: TrainCommandArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def train(model_args: ModelArguments, data_args: DataArguments, args: TrainCommandArguments) -> dict[str, float]:
-    """Trains and saves; returns the metrics of the final evaluation."""
-    check_output(args)
+def train(
+    model_args: ModelArguments, data_args: DataArguments, args: TrainCommandArguments, lock: contextlib.ExitStack
+) -> dict[str, float]:
+    """Trains and saves; returns the metrics of the final evaluation. `lock` gets the hold of the directory."""
     resume_from = resume_directory(args)
+    check_output(args)
     require_reachable(model_args, data_args)
     texts, eval_texts = load_both_texts(data_args, args.seed)
     model, tokenizer, max_length = make_model(model_args, data_args, texts, args.seed)
@@ -85,7 +93,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
     if hasattr(train_rows, "__len__"):  # not streamed
         global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         WholeBatchSampler(len(train_rows), global_batch, args.seed)  # refuses data smaller than one global batch
-    final_directory = make_output(args)  # nothing is written before this
+    final_directory = make_output(args, lock)  # nothing is written before this
 
     model.config.diffusion = training_facts(args, max_length)
     generation_config = DiffusionGenerationConfig()
@@ -119,61 +127,71 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
 
 
 def check_output(args: TrainCommandArguments) -> None:
-    """Refuses an output directory that holds something else; writes nothing.
+    """Refuses an output directory that holds something else or that another run uses; writes nothing.
 
     Raises:
-        OutputDirectoryError: it is a file.
+        OutputDirectoryError: it is a file, or in use.
         ValueError: it holds checkpoints, and what to do with them is not said.
     """
     output = Path(str(args.output_dir))
     if output.exists() and not output.is_dir():
         raise OutputDirectoryError(f"`--output-dir` is {str(output)!r}, which is a file. Name a directory.")
-    checkpoints = sorted(output.glob("checkpoint-*"))
+    if args.process_index == 0:
+        require_unlocked(output)
+    checkpoints = checkpoints_in(output)
     if checkpoints and not args.resume_from_checkpoint and not args.overwrite_output:
         raise ValueError(
-            f"`--output-dir` {str(output)!r} holds checkpoints of a run before ({checkpoints[-1].name}). Add "
+            f"`--output-dir` {str(output)!r} holds checkpoints of a run before ({checkpoints[0][1].name}). Add "
             f"`--resume-from-checkpoint true` to go on with it, `--overwrite-output true` to replace it, or name "
             f"another directory."
         )
 
 
-def make_output(args: TrainCommandArguments) -> Path:
-    """Makes the output directory, without the checkpoints that are to be replaced; returns where the model goes.
+def make_output(args: TrainCommandArguments, lock: contextlib.ExitStack) -> Path:
+    """Makes the output directory and holds it, without the checkpoints that are to be replaced.
+
+    Returns:
+        Where the model goes.
 
     Raises:
-        OutputDirectoryError: it cannot be written to.
+        OutputDirectoryError: it cannot be written to, or another run uses it.
     """
     output = Path(str(args.output_dir))
-    try:
-        if not args.resume_from_checkpoint and args.process_index == 0:
-            for checkpoint in output.glob("checkpoint-*"):
+    if args.process_index == 0:
+        require_writable(output)
+        lock.enter_context(run_lock(output))
+        if not args.resume_from_checkpoint:
+            for _, checkpoint in checkpoints_in(output):
                 shutil.rmtree(checkpoint)
-        output.mkdir(parents=True, exist_ok=True)
-        probe = output / ".write-probe"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise OutputDirectoryError(
-            f"`--output-dir` {str(output)!r} cannot be written to: {error.strerror}."
-        ) from error
     return output / "final-model"
 
 
-def resume_directory(args: TrainCommandArguments) -> str | None:
-    """The checkpoint to go on from: the one named, the last one (`true`), or none."""
-    wanted = args.resume_from_checkpoint
-    if not wanted or str(wanted).lower() == "false":
-        return None
-    if str(wanted).lower() != "true":
-        if not Path(wanted).is_dir():
-            raise ValueError(f"`--resume-from-checkpoint` is {wanted!r}, and there is no such directory.")
-        return str(wanted)
-    last = get_last_checkpoint(str(args.output_dir)) if Path(str(args.output_dir)).is_dir() else None
-    if last is None:
-        raise ValueError(
-            f"`--resume-from-checkpoint` found no checkpoint in {args.output_dir!r}. Leave it out to begin."
-        )
-    return last
+def resume_directory(args: TrainCommandArguments) -> str | bool | None:
+    """What the trainer resumes from: a path, the newest complete checkpoint (True), it or none ("auto"), or none.
+
+    Raises:
+        ValueError: there is no such checkpoint, or its manifest says that it is damaged. The trainer reads the rest.
+    """
+    wanted = str(args.resume_from_checkpoint or "false")
+    output = Path(str(args.output_dir))
+    if wanted.lower() in ("false", "true", "auto"):
+        args.resume_from_checkpoint = None if wanted.lower() == "false" else wanted.lower()
+    if args.resume_from_checkpoint is None or wanted.lower() == "auto":
+        return args.resume_from_checkpoint
+    if wanted.lower() == "true":
+        if not checkpoints_in(output):
+            raise ValueError(
+                f"`--resume-from-checkpoint` found no checkpoint in {args.output_dir!r}. Leave it out to begin."
+            )
+        return True
+    if not Path(wanted).is_dir():
+        raise ValueError(f"`--resume-from-checkpoint` is {wanted!r}, and there is no such directory.")
+    if not args.allow_inexact_resume:
+        try:
+            read_facts(Path(wanted), contents=False)
+        except CheckpointError as error:
+            raise ValueError(f"`--resume-from-checkpoint` {wanted!r} cannot be used: {error}.") from error
+    return wanted
 
 
 def require_reachable(model_args: ModelArguments, data_args: DataArguments) -> None:
@@ -323,6 +341,7 @@ def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, floa
         "draws": trainer.args.eval_draws,
         "loss_by_mask_rate": [[float(rate), nats] for rate, nats in buckets.items()],
         "diffusion": trainer.model.config.diffusion,
+        **({"resumed_inexactly": trainer.inexact_resumes} if trainer.inexact_resumes else {}),
     }
     path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -336,19 +355,18 @@ def save_final(
     """Writes model, tokenizer and generation config beside the target, then puts them in its place."""
     if not trainer.is_world_process_zero():
         return
-    fresh = directory.with_name(directory.name + ".tmp")
-    shutil.rmtree(fresh, ignore_errors=True)
-    with torch.no_grad():
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    generation_config.save_pretrained(fresh)
-    for file in fresh.iterdir():  # safetensors come out readable by the owner alone, whatever the umask
-        file.chmod(file.stat().st_mode | (fresh.stat().st_mode & 0o444))
-    if directory.exists():
-        old = directory.with_name(directory.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        directory.rename(old)
-        fresh.rename(directory)
-        shutil.rmtree(old)
-    else:
-        fresh.rename(directory)
+    for left in directory.parent.glob(f"{directory.name}.tmp-*"):  # of a run that was killed here
+        shutil.rmtree(left)
+    fresh = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
+    try:
+        with torch.no_grad():
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        generation_config.save_pretrained(fresh)
+        replace_directory(fresh, directory)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise SaveError(
+            f"{directory} could not be saved ({error}). Make room; `--resume-from-checkpoint true` goes on from the "
+            f"last checkpoint, if there is one, and saves again."
+        ) from error

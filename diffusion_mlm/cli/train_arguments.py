@@ -131,6 +131,17 @@ class TrainCommandArguments(DiffusionTrainingArguments):
         default="epoch",
         metadata={"help": "When the bound is evaluated.", "choices": ["no", "steps", "epoch"]},
     )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Checkpoint to go on from: `true` for the newest complete one of `--output-dir`, `auto` for that "
+            "or none, or a directory."
+        },
+    )
+    auto_find_batch_size: bool = field(
+        default=False,
+        metadata={"help": "Out of memory: take fewer rows at a time and more accumulation, the same global batch."},
+    )
     overwrite_output: bool = field(
         default=False, metadata={"help": "Replace the checkpoints that `--output-dir` already holds."}
     )
