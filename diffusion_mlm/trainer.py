@@ -1,6 +1,7 @@
 """`DiffusionTrainer`: the Trainer of transformers with the loss, the masks and the evaluation of masked diffusion."""
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from .corruption import CorruptedBatch
@@ -21,7 +22,11 @@ from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
 from .randomness import fold_in, make_key
+from .rate_distributions import ImportanceRates
+from .run_state import load_run_state, save_run_state
+from .token_weights import rare_token_weights, token_counts
 from .training_args import DiffusionTrainingArguments
+from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +46,8 @@ class DiffusionTrainer(Trainer):
     * Only the logits that are scored are computed, where the model allows it, and the loss is computed in float32.
     * `evaluate` reports the likelihood bound in nats per token as `eval_loss`, with masks keyed by content.
     * Each epoch is cut to whole global batches.
+    * With `ema_decay` a running mean of the weights is what `evaluate` looks at, in training too, and what `train`
+      leaves in the model; checkpoints hold the weights as `model.safetensors` and the mean beside them.
     * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight is NaN
       or infinite.
 
@@ -77,7 +84,11 @@ class DiffusionTrainer(Trainer):
             )
         if data_collator is None:
             data_collator = DataCollatorForMaskedDiffusion(
-                tokenizer, **args.masking_settings(), mask_end_token=args.mask_end_token, seed=args.seed
+                tokenizer,
+                **args.masking_settings(),
+                random_length_share=args.random_length_share,
+                mask_end_token=args.mask_end_token,
+                seed=args.seed,
             )
         if not isinstance(data_collator, DataCollatorForMaskedDiffusion):
             raise ValueError(
@@ -86,7 +97,7 @@ class DiffusionTrainer(Trainer):
             )
         data_collator = copy.copy(data_collator)
         data_collator.mask = False  # clean rows: this class masks them on the device
-        self._process = data_collator.process
+        self._process = dataclasses.replace(data_collator.process)  # rates that are learnt are this run's own
         self._generates_end = data_collator.mask_end_token
         self._end_id = end_token_id(tokenizer)
         vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]
@@ -106,6 +117,16 @@ class DiffusionTrainer(Trainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the Trainer need not count tokens: the stock loss is not used
+        if args.token_weights == "rare" and self.train_dataset is not None:
+            weights = rare_token_weights(token_counts(self.train_dataset, vocab_size))
+            self._process = dataclasses.replace(self._process, token_weights=weights)
+        self._average: WeightAverage | None = None
+        if args.ema_decay and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise ValueError(
+                "`ema_decay` must be 0 where weights are sharded (FSDP, DeepSpeed): no process has them all."
+            )
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         selects_rows(unwrap(self.model))
 
     # Data
@@ -134,6 +155,7 @@ class DiffusionTrainer(Trainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) < num_batches:  # the end of a stream; the Trainer would add these gradients to the next step
             return [], None
+        self._learn_rates()
         key = make_key(self.args.seed, "train", self.state.global_step)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         global_batch = processes * sum(len(batch["input_ids"]) for batch in batches)
@@ -152,11 +174,20 @@ class DiffusionTrainer(Trainer):
         return batches, None
 
     def _corrupt(self, batch: dict[str, Any], keys: Tensor, t: Tensor) -> CorruptedBatch:
-        labels = batch.pop("labels").to(keys.device)  # clean tokens where maskable, -100 elsewhere
-        corrupted = self._process(batch["input_ids"].to(keys.device), labels.ne(-100), keys, t)
+        maskable = batch.pop("labels").to(keys.device).ne(-100)  # clean tokens where maskable, -100 elsewhere
+        input_ids, attention_mask = (batch[name].to(keys.device) for name in ("input_ids", "attention_mask"))
+        input_ids, batch["attention_mask"], maskable = self.data_collator.cut(
+            input_ids, attention_mask, maskable, keys
+        )
+        corrupted = self._process(input_ids, maskable, keys, t)
         self.data_collator.report_unmaskable(corrupted)
         batch["input_ids"] = corrupted.input_ids
         return corrupted
+
+    def _learn_rates(self) -> None:
+        """Takes up the losses of the steps before, of all processes; a second time it has nothing to take."""
+        if isinstance(self._process.rates, ImportanceRates):
+            self._process.rates.update(lambda local: self.accelerator.reduce(local.to(self.args.device), "sum"))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, or Muon with AdamW for `optim="muon"`."""
@@ -205,10 +236,51 @@ class DiffusionTrainer(Trainer):
             )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """`Trainer.train`, and a look at the weights that the last step left."""
+        """`Trainer.train`, and a look at the weights that the last step left; `ema_decay` puts their mean there."""
         output = super().train(*args, **kwargs)
         self._require_finite_weights()
+        if self._average is not None:
+            self._average.copy_to(unwrap(self.model))
         return output
+
+    # What a run remembers beside the weights
+
+    def _run_state(self) -> dict[str, Any]:
+        parts: dict[str, Any] = {}
+        if self._average is not None:
+            parts["ema_decay"] = self._average
+        if isinstance(self._process.rates, ImportanceRates):
+            parts["rate_distribution"] = self._process.rates
+        return parts
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.ema_decay:
+            if self._average is not None:
+                self.remove_callback(self._average)
+            self._average = WeightAverage(unwrap(self.model), self.args.ema_decay)
+            self.add_callback(self._average)
+        if resume_from_checkpoint is not None:
+            load_run_state(resume_from_checkpoint, self._run_state())
+        return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        self._learn_rates()  # on every process
+        if self.args.should_save:
+            save_run_state(output_dir, self._run_state())
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._average is not None:
+            load_run_state(str(self.state.best_model_checkpoint), {"ema_decay": self._average})
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """`Trainer.evaluate`, of the mean of the weights if there is one, callbacks included."""
+        if self._average is None or self._average.averaged.n_averaged == 0:
+            return super().evaluate(*args, **kwargs)
+        with self._average.within(unwrap(self.model)):
+            return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Every checkpoint passes here first; weights that are not finite are not saved."""
@@ -230,6 +302,8 @@ class DiffusionTrainer(Trainer):
             token_nll = token_nll[corrupted.is_masked[rows]]
         mean = row_means(token_nll, corrupted.is_masked)
         seen = corrupted.is_masked.any(-1)
+        if isinstance(self._process.rates, ImportanceRates):
+            self._process.rates.collect(corrupted.mask_rate[seen], mean[seen])
         bucket = (torch.ceil(corrupted.mask_rate * NUM_BUCKETS).long() - 1).clamp(0, NUM_BUCKETS - 1)
         self._bucket_nats = self._bucket_nats.to(mean.device).index_add(0, bucket[seen], mean[seen])
         self._bucket_counts = self._bucket_counts.to(mean.device).index_add(0, bucket[seen], seen[seen].double())

@@ -17,6 +17,8 @@ PACKAGE = ROOT / "diffusion_mlm"
 MATHEMATICS = (
     "randomness",
     "schedules",
+    "rate_distributions",
+    "row_lengths",
     "corruption",
     "objectives",
     "sampling",
