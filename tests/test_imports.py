@@ -40,6 +40,8 @@ TEXT_AND_MODELS = (
     "tokenization",
     "initialization",
     "modeling",
+    "token_weights",
+    "lora",
     "story_language",
 )
 # The mathematics of likelihood: each imports only the mathematics and what stands to its left here.
