@@ -81,8 +81,8 @@ def _require_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> N
             raise ValueError(f"`targets` has {target!r}, the name of no linear layer. The model has {known}.")
         if any(model.get_submodule(name) is model.get_output_embeddings() for name in found):
             raise ValueError(
-                f"`targets` has {target!r}, the output embedding, whose weights may be those of the input too: what is "
-                f"trained beside one cannot be added to both. Leave it out."
+                f"`targets` has {target!r}, the output embedding, whose weights may be those of the input too. Leave "
+                f"it out."
             )
 
 
