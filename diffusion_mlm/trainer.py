@@ -98,6 +98,8 @@ class DiffusionTrainer(Trainer):
         data_collator = copy.copy(data_collator)
         data_collator.mask = False  # clean rows: this class masks them on the device
         self._process = dataclasses.replace(data_collator.process)  # rates that are learnt are this run's own
+        if isinstance(self._process.rates, ImportanceRates) and args.objective != "elbo":
+            raise ValueError(f"`rate_distribution` 'importance' needs the objective elbo, not {args.objective!r}.")
         self._generates_end = data_collator.mask_end_token
         self._end_id = end_token_id(tokenizer)
         vocab_size = int(unwrap(model).config.vocab_size)  # type: ignore[union-attr, arg-type]

@@ -42,8 +42,9 @@ BASE: dict[str, Any] = {
     "learning_rate": 4e-3,
     "warmup_steps": 0.04,
     "lr_scheduler_type": "cosine",
+    "dropout": 0.0,
 }
-# What an arm changes; `dropout` is that of the model, all others are training arguments.
+# What an arm changes; `dropout` is that of the model's hidden layers, all others are training arguments.
 ARMS: dict[str, dict[str, Any]] = {
     "base": {},
     "clipped": {"rate_distribution": "clipped", "rate_parameters": [0.3, 0.8]},
@@ -57,8 +58,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "linear_lr": {"lr_scheduler_type": "linear"},
     "constant_lr": {"lr_scheduler_type": "constant_with_warmup"},
     "constant_lr_ema": {"lr_scheduler_type": "constant_with_warmup", "ema_decay": 0.99},
-    "no_dropout": {"dropout": 0.0},
-    "more_dropout": {"dropout": 0.2},
+    "dropout": {"dropout": 0.1},
     "adamw": {"optim": "adamw_torch_fused", "learning_rate": 1e-3},
 }
 
@@ -96,25 +96,24 @@ class CompareRecipesArguments:
         return {name: getattr(self, name) for name in names}
 
 
-def start_model(preset: str | None, dropout: float | None) -> PreTrainedModel:
-    """The model that all arms begin with; `dropout` of the hidden layers, the model's own by default."""
+def start_model(preset: str | None, dropout: float) -> PreTrainedModel:
+    """The model that all arms begin with, and its dropout."""
     tokenizer = story_language.tokenizer()
     if preset is None:
         model = load_model(STORIES_MLM)
     else:
         model = build_model(preset_config(preset, tokenizer, 128), seed=0)
-    if dropout is not None:
-        model.config.hidden_dropout_prob = dropout
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
+    model.config.hidden_dropout_prob = dropout
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
     return model
 
 
 def run_arm(arm: str, seed: int, args: CompareRecipesArguments) -> dict[str, Any]:
     """Trains and measures one arm."""
     settings = {**BASE, **ARMS[arm]}
-    model = start_model(args.preset, settings.pop("dropout", None))
+    model = start_model(args.preset, settings.pop("dropout"))
     directory = Path(args.work_dir) / f"{arm}-{seed}"
     training_args = DiffusionTrainingArguments(
         str(directory),

@@ -5,9 +5,9 @@ import itertools
 
 import pytest
 import torch
-from test_trainer import TOKENIZER, RecordingTrainer, logged, make_rows, make_trainer
+from test_trainer import TOKENIZER, RecordingTrainer, arguments, logged, make_rows, make_trainer, tiny_model
 
-from diffusion_mlm import DataCollatorForMaskedDiffusion, story_language
+from diffusion_mlm import DataCollatorForMaskedDiffusion, DiffusionTrainer, story_language
 from diffusion_mlm.corruption import ForwardProcess
 from diffusion_mlm.objectives import objective_sum, objective_units
 from diffusion_mlm.randomness import fold_in, make_key
@@ -211,6 +211,14 @@ def test_learnt_rates_need_a_trainer_that_tells_the_loss():
     collator = DataCollatorForMaskedDiffusion(TOKENIZER, rate_distribution="importance")
     with pytest.raises(ValueError, match="`rate_distribution` is 'importance'.*DiffusionTrainer"):
         collator([{"input_ids": [0, 7, 8, 2]}])
+
+
+def test_learnt_rates_of_a_collator_are_each_run_s_own_and_need_the_bound(tmp_path):
+    collator = DataCollatorForMaskedDiffusion(TOKENIZER, rate_distribution="importance")
+    one, other = (DiffusionTrainer(tiny_model(), arguments(tmp_path), data_collator=collator) for _ in range(2))
+    assert one._process.rates is not other._process.rates
+    with pytest.raises(ValueError, match="`rate_distribution` 'importance' needs the objective elbo, not 'simple'"):
+        DiffusionTrainer(tiny_model(), arguments(tmp_path, objective="simple"), data_collator=collator)
 
 
 # What is refused
