@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
+from .averaging_trainer import AveragingTrainer
 from .corruption import CorruptedBatch
 from .data_collator import DataCollatorForMaskedDiffusion
 from .data_sampler import WholeBatchSampler
@@ -23,17 +24,15 @@ from .objectives import objective_sum, objective_units, row_means, scored_positi
 from .optimizers import MuonWithAdamW
 from .randomness import fold_in, make_key
 from .rate_distributions import ImportanceRates
-from .run_state import load_run_state, save_run_state
 from .token_weights import rare_token_weights, token_counts
 from .training_args import DiffusionTrainingArguments
-from .weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
 _CORRUPTED, _UNITS = "corrupted", "units"
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(AveragingTrainer):
     """Trains any masked language model as a masked diffusion model.
 
     What differs from `Trainer`:
@@ -47,7 +46,7 @@ class DiffusionTrainer(Trainer):
     * `evaluate` reports the likelihood bound in nats per token as `eval_loss`, with masks keyed by content.
     * Each epoch is cut to whole global batches.
     * With `ema_decay` a running mean of the weights is what `evaluate` looks at, in training too, and what `train`
-      leaves in the model; checkpoints hold the weights as `model.safetensors` and the mean beside them.
+      leaves in the model (see `averaging_trainer`).
     * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight is NaN
       or infinite.
 
@@ -122,11 +121,6 @@ class DiffusionTrainer(Trainer):
         if args.token_weights == "rare" and self.train_dataset is not None:
             weights = rare_token_weights(token_counts(self.train_dataset, vocab_size))
             self._process = dataclasses.replace(self._process, token_weights=weights)
-        self._average: WeightAverage | None = None
-        if args.ema_decay and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise ValueError(
-                "`ema_decay` must be 0 where weights are sharded (FSDP, DeepSpeed): no process has them all."
-            )
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         selects_rows(unwrap(self.model))
@@ -191,6 +185,11 @@ class DiffusionTrainer(Trainer):
         if isinstance(self._process.rates, ImportanceRates):
             self._process.rates.update(lambda local: self.accelerator.reduce(local.to(self.args.device), "sum"))
 
+    def _run_state(self) -> dict[str, Any]:
+        self._learn_rates()
+        rates = self._process.rates
+        return {**super()._run_state(), **({"rate_distribution": rates} if isinstance(rates, ImportanceRates) else {})}
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, or Muon with AdamW for `optim="muon"`."""
         if self.args.optim == "muon" and getattr(self, "optimizer", None) is None:
@@ -238,51 +237,10 @@ class DiffusionTrainer(Trainer):
             )
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """`Trainer.train`, and a look at the weights that the last step left; `ema_decay` puts their mean there."""
+        """`Trainer.train`, and a look at the weights that it left."""
         output = super().train(*args, **kwargs)
         self._require_finite_weights()
-        if self._average is not None:
-            self._average.copy_to(unwrap(self.model))
         return output
-
-    # What a run remembers beside the weights
-
-    def _run_state(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {}
-        if self._average is not None:
-            parts["ema_decay"] = self._average
-        if isinstance(self._process.rates, ImportanceRates):
-            parts["rate_distribution"] = self._process.rates
-        return parts
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        if self.args.ema_decay:
-            if self._average is not None:
-                self.remove_callback(self._average)
-            self._average = WeightAverage(unwrap(self.model), self.args.ema_decay)
-            self.add_callback(self._average)
-        if resume_from_checkpoint is not None:
-            load_run_state(resume_from_checkpoint, self._run_state())
-        return prepared
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        self._learn_rates()  # on every process
-        if self.args.should_save:
-            save_run_state(output_dir, self._run_state())
-
-    def _load_best_model(self) -> None:
-        super()._load_best_model()
-        if self._average is not None:
-            load_run_state(str(self.state.best_model_checkpoint), {"ema_decay": self._average})
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """`Trainer.evaluate`, of the mean of the weights if there is one, callbacks included."""
-        if self._average is None or self._average.averaged.n_averaged == 0:
-            return super().evaluate(*args, **kwargs)
-        with self._average.within(unwrap(self.model)):
-            return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Every checkpoint passes here first; weights that are not finite are not saved."""
