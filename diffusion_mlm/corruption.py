@@ -5,12 +5,14 @@ tokens go is decided by random numbers keyed by row, so that a mask is a pure fu
 processes and padding change nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from .randomness import fold_in, make_key, uniform
+from .rate_distributions import Density, ImportanceRates, RateHistogram, get_rates
 from .schedules import Schedule, get_schedule
 
 MASKINGS = ("exact", "bernoulli", "levels")
@@ -77,12 +79,12 @@ def exact_count_mask(maskable: Tensor, rate: Tensor, noise: Tensor) -> Tensor:
 
     Args:
         maskable (`torch.BoolTensor` of shape `(B, L)`), rate (`torch.Tensor` of shape `(B,)`, in [0, 1]),
-        noise (`torch.Tensor` of shape `(B, L)`, in [0, 1)).
+        noise (`torch.Tensor` of shape `(B, L)`, finite).
     """
     total = maskable.sum(-1)
     # The subtraction undoes rounding: 0.1 * 10 may come out a hair above 1 and must not ask for 2 tokens.
     count = torch.ceil(rate.double() * total - 1e-9).long().clamp(min=0)
-    rank = noise.masked_fill(~maskable, 2.0).argsort(dim=-1, stable=True).argsort(-1)
+    rank = noise.masked_fill(~maskable, torch.inf).argsort(dim=-1, stable=True).argsort(-1)
     return (rank < count[:, None]) & maskable
 
 
@@ -126,6 +128,19 @@ def span_noise(noise: Tensor, keys: Tensor, span_length: float) -> Tensor:
     return noise.gather(-1, starts.long().cumsum(-1).clamp(max=noise.size(-1) - 1))
 
 
+def weighted_noise(noise: Tensor, weights: Tensor) -> Tensor:
+    """Noise of which the k least are k positions drawn without replacement with chances in proportion to `weights`.
+
+    `-log(1 - noise) / weight` is exponential with the rate `weight`, so each next least one is a draw by weight among
+    those left: the keys of Efraimidis and Spirakis 2006 (Information Processing Letters 97, 181-185), which are those
+    of Gumbel top-k. Equal weights leave the order of the noise as it is.
+
+    Args:
+        noise (`torch.Tensor` of shape `(B, L)`, in [0, 1)), weights (`torch.Tensor` of shape `(B, L)`, above 0).
+    """
+    return -torch.log1p(-noise) / weights
+
+
 @dataclass(frozen=True)
 class ForwardProcess:
     """The forward process with all its settings: clean rows and keys go in, a `CorruptedBatch` comes out.
@@ -140,9 +155,19 @@ class ForwardProcess:
         prefix_length (`int` or `"random"`): see `prefix_lengths`.
         no_prefix_share (`float`): share of the rows without a prefix when `prefix_length` is `"random"`.
         span_length (`float`): mean length of the spans that are masked together; 1 masks single tokens.
+        rate_distribution (`str` or `Callable`): the law of the mask rate, see `rate_distributions`. `uniform` is that
+            of the schedule at uniform times; any other takes the place of the schedule, which must be `linear`. Under
+            `elbo` a law that covers all rates leaves the estimate unbiased; `clipped` estimates the mean of l(u) over
+            its range. Under `simple` and `full` a law weighs the rates.
+        rate_parameters (`tuple[float, ...]`): low and high of `clipped`, a and b of `beta`.
+        token_weights (`torch.Tensor` of shape `(V,)` or `Callable`, *optional*): which tokens are masked more often
+            than others: weights above 0 by vocabulary id, or a function from ids `(B, L)` to weights `(B, L)`. The
+            *number* of masked tokens stays as it is; which ones go is drawn by weight, see `weighted_noise`. The loss
+            is then no bound: it belongs to an order that depends on the text, in which heavy tokens are masked first
+            and so predicted from less. Evaluation never has weights.
 
     Raises:
-        ValueError: a setting is unknown or out of range.
+        ValueError: a setting is unknown or out of range, or two exclude one another.
     """
 
     mask_id: int
@@ -153,10 +178,15 @@ class ForwardProcess:
     prefix_length: int | str = "random"
     no_prefix_share: float = 0.3
     span_length: float = 1.0
+    rate_distribution: str | Density = "uniform"
+    rate_parameters: tuple[float, ...] = ()
+    token_weights: Tensor | Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    rates: RateHistogram | ImportanceRates | None = field(init=False, repr=False, compare=False)
     _schedule: Schedule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_schedule", get_schedule(self.schedule))
+        object.__setattr__(self, "rates", get_rates(self.rate_distribution, self.rate_parameters))
         if self.masking not in MASKINGS:
             raise ValueError(f"`masking` must be one of {', '.join(MASKINGS)}, not {self.masking!r}.")
         if not self.levels or not all(0 < level <= 1 for level in self.levels):
@@ -170,6 +200,26 @@ class ForwardProcess:
             raise ValueError(f"`no_prefix_share` must lie in [0, 1], not {self.no_prefix_share!r}.")
         if not 1 <= self.span_length < float("inf"):
             raise ValueError(f"`span_length` must be a finite number >= 1, not {self.span_length!r}.")
+        if self.rates is not None and (self.masking == "levels" or self._schedule.name != "linear"):
+            raise ValueError(
+                f"`rate_distribution` is {self.rate_distribution!r}, which says itself what rates are drawn: leave "
+                f"`masking` exact or bernoulli and `schedule` linear, not {self.masking} and {self._schedule.name}."
+            )
+        if self.token_weights is not None:
+            self._require_token_weights()
+
+    def _require_token_weights(self) -> None:
+        if self.masking == "bernoulli" or self.span_length != 1:
+            raise ValueError(
+                f"`token_weights` need exact counts of single tokens: leave `masking` exact or levels and "
+                f"`span_length` 1, not {self.masking} and {self.span_length:g}."
+            )
+        weights = self.token_weights
+        if isinstance(weights, Tensor) and not (weights.dim() == 1 and ((weights > 0) & (weights < torch.inf)).all()):
+            raise ValueError(
+                f"`token_weights` must be finite numbers above 0, one for each token of the vocabulary, not of shape "
+                f"{tuple(weights.shape)} with {float(weights.min()):g} as the least."
+            )
 
     def times(self, key: int, rows: Tensor, size: int) -> Tensor:
         """Times of the rows at places `rows` of a global batch of `size`: stratified, or one for the whole batch."""
@@ -182,12 +232,15 @@ class ForwardProcess:
 
         Exact counts: substituting the rate for t in the integral of the bound leaves `mask_rate'(t)`. Bernoulli masks:
         the sum over masked tokens takes `mask_rate'(t) / mask_rate(t)` (MDLM, arXiv:2406.07524, eq. 10); `objectives`
-        turns that sum into the row's mean. Levels are a quadrature of the bound with equal weights.
+        turns that sum into the row's mean. Levels are a quadrature of the bound with equal weights. A rate
+        distribution is a schedule too, its quantiles at t, whose derivative is 1 / density.
         """
         if self.masking == "levels":
             levels = torch.tensor(sorted(self.levels), dtype=t.dtype, device=t.device)
             place = (torch.ceil(t * len(levels)) - 1).long().clamp(0, len(levels) - 1)
             return levels[place], torch.ones_like(t)
+        if self.rates is not None:
+            return self.rates.rate_and_weight(t)
         return self._schedule.mask_rate(t), self._schedule.derivative(t)
 
     def __call__(self, input_ids: Tensor, maskable: Tensor, keys: Tensor, t: Tensor) -> CorruptedBatch:
@@ -204,6 +257,10 @@ class ForwardProcess:
         maskable = maskable & (maskable.cumsum(-1) > prefix[:, None])
         rate, weight = self.mask_rate_and_weight(t)
         noise = span_noise(uniform(fold_in(keys, _POSITION_STREAM), input_ids.size(1)), keys, self.span_length)
+        if isinstance(self.token_weights, Tensor):
+            noise = weighted_noise(noise, self.token_weights.to(noise)[input_ids])
+        elif self.token_weights is not None:
+            noise = weighted_noise(noise, self.token_weights(input_ids).to(noise))
         if self.masking == "bernoulli":
             is_masked = bernoulli_mask(maskable, rate, noise)
             # From sum / L * mask_rate' / mask_rate to a multiple of the row's mean over its masked tokens.

@@ -1,6 +1,7 @@
 """The collator: rows of token ids go in, a batch with a variable share of its tokens masked comes out."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from .corruption import GUIDE_LEVELS, CorruptedBatch, ForwardProcess, batch_key
 from .modeling import end_token_id, require_mask_token
 from .randomness import fold_in
+from .rate_distributions import Density, ImportanceRates
+from .row_lengths import cut_rows
 from .tokenization import special_token_ids
 
 logger = logging.getLogger(__name__)
+
+LABEL_POSITIONS = ("masked", "maskable")
 
 
 @dataclass
@@ -26,7 +31,8 @@ class DataCollatorForMaskedDiffusion:
 
     * `input_ids` (`torch.Tensor` of shape `(B, L)`): with `<mask>` where tokens were masked, padded on the right,
     * `attention_mask` (`torch.Tensor` of shape `(B, L)`),
-    * `labels` (`torch.Tensor` of shape `(B, L)`): the clean token where it was masked, -100 elsewhere,
+    * `labels` (`torch.Tensor` of shape `(B, L)`): the clean token where it was masked, -100 elsewhere; with
+      `label_positions="maskable"` the clean token wherever it could have been masked,
     * `mask_rate` (`torch.Tensor` of shape `(B,)`), only with `return_mask_rate=True`.
 
     Masks are a pure function of (`seed`, content of the batch): workers and resuming change nothing, a reshuffled
@@ -35,17 +41,22 @@ class DataCollatorForMaskedDiffusion:
     once and adds nothing; a batch of nothing else has no mean, and the plain `Trainer` makes NaN of it (its gradient
     is 0).
 
-    Under the plain `Trainer` the loss is one mean over all masked tokens, the `simple` objective; set
+    Under the plain `Trainer` the loss is one mean over all labels, the `simple` objective, or `full` with
+    `label_positions="maskable"`; set
     `model.accepts_loss_kwargs = False` there if you accumulate gradients, or it grows with the number of steps. The
     `elbo` objective and exact accumulation are what `DiffusionTrainer` is for: it asks for clean rows (`mask=False`)
     and masks on the device.
 
     Args:
         tokenizer: needs a mask token and a padding token.
-        schedule, masking, levels, levels_per, prefix_length, no_prefix_share, span_length: see
-            `corruption.ForwardProcess`.
+        schedule, masking, levels, levels_per, prefix_length, no_prefix_share, span_length, rate_distribution,
+            rate_parameters, token_weights: see `corruption.ForwardProcess`. The rate distribution `importance` learns
+            from the loss and so needs `DiffusionTrainer`.
         mask_end_token (`bool`): treat `</s>` as a real token, so that the model learns where text ends; right for rows
             that hold one text filled with `</s>`, wrong for packed blocks.
+        random_length_share (`float`): share of the rows that are cut to a random length, see `row_lengths.cut_rows`.
+        label_positions (`"masked"` or `"maskable"`): whether visible tokens have labels too; under `DiffusionTrainer`
+            the objective says what is scored.
         seed (`int`): part of every key.
         return_mask_rate (`bool`): add `mask_rate` to the batch.
         mask (`bool`): with False the rows stay clean and `labels` mark every maskable token.
@@ -74,6 +85,11 @@ class DataCollatorForMaskedDiffusion:
     prefix_length: int | str = "random"
     no_prefix_share: float = 0.3
     span_length: float = 1.0
+    rate_distribution: str | Density = "uniform"
+    rate_parameters: tuple[float, ...] = ()
+    token_weights: Tensor | Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    random_length_share: float = 0.0
+    label_positions: str = "masked"
     mask_end_token: bool = False
     seed: int = 0
     return_mask_rate: bool = False
@@ -96,7 +112,21 @@ class DataCollatorForMaskedDiffusion:
             prefix_length=self.prefix_length,
             no_prefix_share=self.no_prefix_share,
             span_length=self.span_length,
+            rate_distribution=self.rate_distribution,
+            rate_parameters=tuple(self.rate_parameters),
+            token_weights=self.token_weights,
         )
+        if isinstance(self.token_weights, Tensor) and len(self.token_weights) < len(self.tokenizer):
+            raise ValueError(
+                f"`token_weights` must hold a weight for each of the {len(self.tokenizer)} tokens, not "
+                f"{len(self.token_weights)} weights."
+            )
+        if not 0 <= self.random_length_share <= 1:
+            raise ValueError(f"`random_length_share` must lie in [0, 1], not {self.random_length_share!r}.")
+        if self.label_positions not in LABEL_POSITIONS:
+            raise ValueError(
+                f"`label_positions` must be one of {', '.join(LABEL_POSITIONS)}, not {self.label_positions!r}."
+            )
         special = set(special_token_ids(self.tokenizer))
         if self.mask_end_token:
             special.discard(end_token_id(self.tokenizer))
@@ -106,13 +136,21 @@ class DataCollatorForMaskedDiffusion:
         input_ids, attention_mask, maskable = self.pad(features)
         if not self.mask:
             return self._batch(input_ids, attention_mask, input_ids.masked_fill(~maskable, -100))
+        if isinstance(self.process.rates, ImportanceRates):
+            raise ValueError(
+                "`rate_distribution` is 'importance', which learns from the loss of each row, but this trainer tells "
+                "none: use `DiffusionTrainer`, or another distribution."
+            )
         key = batch_key(self.seed, input_ids)
         rows = torch.arange(len(input_ids))
-        corrupted = self.process(
-            input_ids, maskable, fold_in(key, rows), self.process.times(key, rows, size=len(input_ids))
-        )
+        keys, times = fold_in(key, rows), self.process.times(key, rows, size=len(input_ids))
+        input_ids, attention_mask, maskable = self.cut(input_ids, attention_mask, maskable, keys)
+        corrupted = self.process(input_ids, maskable, keys, times)
         self.report_unmaskable(corrupted)
-        batch = self._batch(corrupted.input_ids, attention_mask, corrupted.labels)
+        labels = corrupted.labels
+        if self.label_positions == "maskable":
+            labels = corrupted.targets.masked_fill(~corrupted.maskable, -100)
+        batch = self._batch(corrupted.input_ids, attention_mask, labels)
         if self.return_mask_rate:
             batch["mask_rate"] = corrupted.mask_rate.float()
         return batch
@@ -138,6 +176,13 @@ class DataCollatorForMaskedDiffusion:
         # An empty row attends to its first padding: attention over nothing is 0/0 in some kernels.
         attention_mask = columns < lengths.clamp(min=1)[:, None]
         return input_ids, attention_mask.long(), maskable
+
+    def cut(
+        self, input_ids: Tensor, attention_mask: Tensor, maskable: Tensor, keys: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`row_lengths.cut_rows` with the settings of this collator."""
+        pad_id = int(self.tokenizer.pad_token_id)
+        return cut_rows(input_ids, attention_mask, maskable, keys, self.random_length_share, pad_id)
 
     def report_unmaskable(self, corrupted: CorruptedBatch) -> None:
         """Says once that some rows have nothing to mask; they add nothing to the loss."""

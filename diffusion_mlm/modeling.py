@@ -226,9 +226,11 @@ def context_length(model: Any, tokenizer: PreTrainedTokenizerBase | None = None)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside `DistributedDataParallel`, `torch.compile` and the like."""
+    """The model inside `DistributedDataParallel`, `torch.compile`, `peft.PeftModel` and the like."""
     while True:
         inner = getattr(model, "module", None) or getattr(model, "_orig_mod", None)
+        if inner is None and hasattr(type(model), "get_base_model"):  # of peft; the LoRA layers are inside the model
+            inner = model.get_base_model()  # type: ignore[operator]
         if not isinstance(inner, nn.Module):
             return model
         model = inner

@@ -1,6 +1,7 @@
 """`DiffusionTrainer`: the Trainer of transformers with the loss, the masks and the evaluation of masked diffusion."""
 
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator
@@ -9,9 +10,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
+from .averaging_trainer import AveragingTrainer
 from .batch_fingerprint import bad_rows, name_rows, row_fingerprint, rows_of_step
 from .corruption import CorruptedBatch
 from .data_collator import DataCollatorForMaskedDiffusion
@@ -23,6 +25,8 @@ from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
 from .randomness import fold_in, make_key
+from .rate_distributions import ImportanceRates
+from .token_weights import rare_token_weights, token_counts
 from .training_args import DiffusionTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -30,7 +34,7 @@ logger = logging.getLogger(__name__)
 _CORRUPTED, _UNITS, _PLACES = "corrupted", "units", "places"
 
 
-class DiffusionTrainer(DurableTrainer):
+class DiffusionTrainer(AveragingTrainer, DurableTrainer):
     """Trains any masked language model as a masked diffusion model.
 
     What differs from `Trainer`, beside what `DurableTrainer` does for runs that are killed or stopped:
@@ -43,6 +47,8 @@ class DiffusionTrainer(DurableTrainer):
     * Only the logits that are scored are computed, where the model allows it, and the loss is computed in float32.
     * `evaluate` reports the likelihood bound in nats per token as `eval_loss`, with masks keyed by content.
     * Each epoch is cut to whole global batches.
+    * With `ema_decay` a running mean of the weights is what `evaluate` looks at, in training too, and what `train`
+      leaves in the model (see `averaging_trainer`).
     * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight or an
       average of the optimizer is NaN or infinite; the error names the rows.
 
@@ -79,7 +85,11 @@ class DiffusionTrainer(DurableTrainer):
             )
         if data_collator is None:
             data_collator = DataCollatorForMaskedDiffusion(
-                tokenizer, **args.masking_settings(), mask_end_token=args.mask_end_token, seed=args.seed
+                tokenizer,
+                **args.masking_settings(),
+                random_length_share=args.random_length_share,
+                mask_end_token=args.mask_end_token,
+                seed=args.seed,
             )
         if not isinstance(data_collator, DataCollatorForMaskedDiffusion):
             raise ValueError(
@@ -88,7 +98,9 @@ class DiffusionTrainer(DurableTrainer):
             )
         data_collator = copy.copy(data_collator)
         data_collator.mask = False  # clean rows: this class masks them on the device
-        self._process = data_collator.process
+        self._process = dataclasses.replace(data_collator.process)  # rates that are learnt are this run's own
+        if isinstance(self._process.rates, ImportanceRates) and args.objective != "elbo":
+            raise ValueError(f"`rate_distribution` 'importance' needs the objective elbo, not {args.objective!r}.")
         self._generates_end = data_collator.mask_end_token
         self._end_id = end_token_id(tokenizer)
         config: Any = unwrap(model).config
@@ -110,6 +122,11 @@ class DiffusionTrainer(DurableTrainer):
             **kwargs,
         )
         self.model_accepts_loss_kwargs = False  # the Trainer need not count tokens: the stock loss is not used
+        if args.token_weights == "rare" and self.train_dataset is not None:
+            weights = rare_token_weights(token_counts(self.train_dataset, vocab_size))
+            self._process = dataclasses.replace(self._process, token_weights=weights)
+        if args.early_stopping_patience is not None:
+            self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         selects_rows(unwrap(self.model))
 
     # Data
@@ -138,6 +155,7 @@ class DiffusionTrainer(DurableTrainer):
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) < num_batches:  # the end of a stream of known length; the Trainer would add to the next step
             return [], None
+        self._learn_rates()
         key = make_key(self.args.seed, "train", self.state.global_step)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         global_batch = processes * sum(len(batch["input_ids"]) for batch in batches)
@@ -156,11 +174,25 @@ class DiffusionTrainer(DurableTrainer):
         return batches, None
 
     def _corrupt(self, batch: dict[str, Any], keys: Tensor, t: Tensor) -> CorruptedBatch:
-        labels = batch.pop("labels").to(keys.device)  # clean tokens where maskable, -100 elsewhere
-        corrupted = self._process(batch["input_ids"].to(keys.device), labels.ne(-100), keys, t)
+        maskable = batch.pop("labels").to(keys.device).ne(-100)  # clean tokens where maskable, -100 elsewhere
+        input_ids, attention_mask = (batch[name].to(keys.device) for name in ("input_ids", "attention_mask"))
+        input_ids, batch["attention_mask"], maskable = self.data_collator.cut(
+            input_ids, attention_mask, maskable, keys
+        )
+        corrupted = self._process(input_ids, maskable, keys, t)
         self.data_collator.report_unmaskable(corrupted)
         batch["input_ids"] = corrupted.input_ids
         return corrupted
+
+    def _learn_rates(self) -> None:
+        """Takes up the losses of the steps before, of all processes; a second time it has nothing to take."""
+        if isinstance(self._process.rates, ImportanceRates):
+            self._process.rates.update(lambda local: self.accelerator.reduce(local.to(self.args.device), "sum"))
+
+    def _run_state(self) -> dict[str, Any]:
+        self._learn_rates()
+        rates = self._process.rates
+        return {**super()._run_state(), **({"rate_distribution": rates} if isinstance(rates, ImportanceRates) else {})}
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, or Muon with AdamW for `optim="muon"`."""
@@ -228,7 +260,7 @@ class DiffusionTrainer(DurableTrainer):
             self._stop_at(loss, step, list(range(self.get_total_train_batch_size(self.args))), [])
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """`Trainer.train`, and a look at the weights that the last step left."""
+        """`Trainer.train`, and a look at the weights that it left."""
         output = super().train(*args, **kwargs)
         self._require_finite_weights()
         return output
@@ -259,6 +291,8 @@ class DiffusionTrainer(DurableTrainer):
             token_nll = token_nll[corrupted.is_masked[rows]]
         mean = row_means(token_nll, corrupted.is_masked)
         seen = corrupted.is_masked.any(-1)
+        if isinstance(self._process.rates, ImportanceRates):
+            self._process.rates.collect(corrupted.mask_rate[seen], mean[seen])
         bucket = (torch.ceil(corrupted.mask_rate * NUM_BUCKETS).long() - 1).clamp(0, NUM_BUCKETS - 1)
         self._bucket_nats = self._bucket_nats.to(mean.device).index_add(0, bucket[seen], mean[seen])
         self._bucket_counts = self._bucket_counts.to(mean.device).index_add(0, bucket[seen], seen[seen].double())

@@ -10,7 +10,9 @@ from transformers.utils import is_torch_xla_available
 
 from .corruption import GUIDE_LEVELS, MASKINGS, ForwardProcess
 from .objectives import OBJECTIVES
+from .rate_distributions import RATE_DISTRIBUTIONS
 from .schedules import SCHEDULES, get_schedule
+from .token_weights import TOKEN_WEIGHTS
 
 
 @dataclass
@@ -23,6 +25,9 @@ class DiffusionTrainingArguments(TrainingArguments):
     50 (was 500), `save_total_limit` 2 (was none), `remove_unused_columns` False (was True: the prompt length would
     vanish), `prediction_loss_only` True (was False: the logits of a whole data set fill any memory) and
     `logging_nan_inf_filter` False (was True: a loss that is not finite must be seen).
+
+    With `early_stopping_patience` or `load_best_model_at_end` whatever is evaluated is saved: `save_strategy`, unless
+    it is "best", and `save_steps` become those of the evaluation.
 
     Raises:
         ValueError: a value is out of range; or `label_smoothing_factor` or `remove_unused_columns` is set.
@@ -76,6 +81,29 @@ class DiffusionTrainingArguments(TrainingArguments):
     no_prefix_share: float = field(default=0.3, metadata={"help": "Share of rows without prefix under `random`."})
     span_length: float = field(default=1.0, metadata={"help": "Mean length of spans masked together; 1: tokens."})
 
+    rate_distribution: str = field(
+        default="uniform",
+        metadata={
+            "help": "Law of the mask rate. uniform: as the schedule says; clipped: `--rate-parameters LOW HIGH`; "
+            "beta: `--rate-parameters A B`; importance: learnt, rates of high loss more often. Under elbo all but "
+            "clipped estimate the same bound.",
+            "choices": list(RATE_DISTRIBUTIONS),
+        },
+    )
+    rate_parameters: list[float] = field(
+        default_factory=list, metadata={"help": "The two numbers of the rate distributions clipped and beta."}
+    )
+    token_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "rare: mask tokens that the training set holds seldom more often; the loss is then no bound.",
+            "choices": list(TOKEN_WEIGHTS),
+        },
+    )
+    random_length_share: float = field(
+        default=0.0, metadata={"help": "Share of the rows that are cut to a random length; 0.01 is usual."}
+    )
+
     mask_end_token: bool = field(
         default=False,
         metadata={"help": "Mask and learn `</s>`: for rows of one text filled with `</s>`, not for packed blocks."},
@@ -89,6 +117,19 @@ class DiffusionTrainingArguments(TrainingArguments):
             "choices": list(OBJECTIVES),
         },
     )
+    # What is kept of the weights
+    ema_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Above 0: a running mean of the weights that keeps this share each step (0.999, 0.9999) is "
+            "evaluated and becomes the trained model."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after so many evaluations without a better bound, and keep the best model."},
+    )
+
     eval_draws: int = field(default=8, metadata={"help": "Masks drawn per row when the bound is evaluated."})
 
     # What is resumed
@@ -141,6 +182,7 @@ class DiffusionTrainingArguments(TrainingArguments):
                 "`remove_unused_columns` must be False, not True: the column `prompt_length` would vanish unseen and "
                 "prompts would be masked. Other columns do no harm."
             )
+        self._check_recipe()
         optim = self.optim
         if optim == "muon":  # unknown to transformers: `DiffusionTrainer.create_optimizer` makes it
             self.optim = "adamw_torch_fused"
@@ -149,6 +191,40 @@ class DiffusionTrainingArguments(TrainingArguments):
         super().__post_init__()
         if optim == "muon":
             self.optim = optim
+
+    def _check_recipe(self) -> None:
+        """Rates, token weights, averaging and early stopping: what excludes one another, and what follows."""
+        if self.rate_distribution == "importance" and self.objective != "elbo":
+            raise ValueError(
+                f"`rate_distribution` is 'importance', whose weights only the objective elbo has, not "
+                f"{self.objective!r}: there the rates would change what is learnt. Choose another of the two."
+            )
+        if self.token_weights is not None:
+            if self.token_weights not in TOKEN_WEIGHTS:
+                raise ValueError(
+                    f"`token_weights` must be one of {', '.join(TOKEN_WEIGHTS)}, not {self.token_weights!r}."
+                )
+            ForwardProcess(mask_id=0, **self.masking_settings(), token_weights=torch.ones(1))
+        if not 0 <= self.random_length_share <= 1:
+            raise ValueError(f"`random_length_share` must lie in [0, 1], not {self.random_length_share!r}.")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"`ema_decay` must lie in [0, 1), 0 for none, not {self.ema_decay!r}.")
+        if self.ema_decay and self.save_only_model:
+            raise ValueError("`save_only_model` must be False with `ema_decay`: a checkpoint would lack the average.")
+        patience = self.early_stopping_patience
+        if patience is not None:
+            if patience < 1:
+                raise ValueError(f"`early_stopping_patience` must be at least 1, not {patience!r}.")
+            if self.eval_strategy == "no":  # type: ignore[comparison-overlap]  # it compares as its value
+                raise ValueError(
+                    f"`early_stopping_patience` is {patience}, but nothing is evaluated: set `eval_strategy` to steps "
+                    f"or epoch."
+                )
+            self.load_best_model_at_end = self.restore_callback_states_from_checkpoint = True
+            self.metric_for_best_model, self.greater_is_better = "eval_loss", False
+        if self.load_best_model_at_end and self.save_strategy != "best":  # type: ignore[has-type]
+            # The best model can come back only if every one that is evaluated is saved.
+            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
 
     @property
     def prefix(self) -> int | str:
@@ -165,4 +241,6 @@ class DiffusionTrainingArguments(TrainingArguments):
             "prefix_length": self.prefix,
             "no_prefix_share": self.no_prefix_share,
             "span_length": self.span_length,
+            "rate_distribution": self.rate_distribution,
+            "rate_parameters": tuple(self.rate_parameters),
         }

@@ -526,6 +526,12 @@ def test_training_file_that_cannot_be_used_is_named(
         (["--max-length", "long"], ("--max-length", "long")),
         (["--batch-size", "5000"], ("5000",)),
         (["--lr-scheduler-type", "cosin"], ("cosin",)),
+        (["--rate-distribution", "beta"], ("rate_parameters", "2 numbers", "beta")),
+        (["--rate-distribution", "gamma"], ("--rate-distribution", "gamma", "beta")),
+        (["--early-stopping-patience", "2", "--validation", "0"], ("--early-stopping-patience", "--validation")),
+        (["--lora-rank", "0"], ("--lora-rank", "0")),
+        (["--lora-alpha", "4"], ("--lora-alpha", "--lora-rank")),
+        (["--lora-rank", "2", "--lora-targets", "query", "quary"], ("targets", "'quary'", "query, value")),
     ],
 )
 def test_wrong_use_of_train_is_one_sentence_and_writes_nothing(

@@ -225,3 +225,17 @@ def test_a_tokenizer_without_what_is_needed_is_refused(missing, named):
 def test_a_bad_setting_is_named(setting, value):
     with pytest.raises(ValueError, match=f"`{setting}`"):
         DataCollatorForMaskedDiffusion(TOKENIZER, **{setting: value})
+
+
+def test_labels_of_all_maskable_tokens_hold_the_visible_ones_too():
+    rows = [{"input_ids": row} for row in story_language.sample_ids(4, seed=2).tolist()]
+    masked = DataCollatorForMaskedDiffusion(TOKENIZER, prefix_length=3)(rows)
+    both = DataCollatorForMaskedDiffusion(TOKENIZER, prefix_length=3, label_positions="maskable")(rows)
+    clean = torch.tensor([row["input_ids"] for row in rows])
+    maskable = ~torch.isin(clean, torch.tensor(TOKENIZER.all_special_ids))
+    maskable &= maskable.cumsum(-1) > 3
+    assert torch.equal(both["input_ids"], masked["input_ids"])
+    assert torch.equal(both["labels"], clean.masked_fill(~maskable, -100))
+    assert (both["labels"] != -100).sum() > (masked["labels"] != -100).sum()
+    with pytest.raises(ValueError, match="`label_positions` must be one of masked, maskable, not 'all'"):
+        DataCollatorForMaskedDiffusion(TOKENIZER, label_positions="all")

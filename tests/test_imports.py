@@ -17,6 +17,8 @@ PACKAGE = ROOT / "diffusion_mlm"
 MATHEMATICS = (
     "randomness",
     "schedules",
+    "rate_distributions",
+    "row_lengths",
     "corruption",
     "objectives",
     "sampling",
@@ -38,6 +40,8 @@ TEXT_AND_MODELS = (
     "tokenization",
     "initialization",
     "modeling",
+    "token_weights",
+    "lora",
     "story_language",
 )
 # The mathematics of likelihood: each imports only the mathematics and what stands to its left here.

@@ -35,6 +35,7 @@ from diffusion_mlm.errors import CheckpointError, NonFiniteLossError, TrainingIn
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
 from diffusion_mlm.modeling import build_model, logits_at
 from diffusion_mlm.objectives import OBJECTIVES
+from diffusion_mlm.rate_distributions import ImportanceRates
 from diffusion_mlm.sealed_checkpoints import read_facts
 
 TOKENIZER = story_language.tokenizer()
@@ -229,22 +230,27 @@ def test_the_stock_trainer_grows_the_loss_with_accumulation(tmp_path):
 
 
 def train_and_evaluate(directory, batch_size):
-    """Losses, bound and weights of a few steps in a global batch of 16, for each objective."""
+    """Losses, bound and weights of a few steps in a global batch of 16, for each objective and a whole recipe."""
     results = {}
-    for objective in OBJECTIVES:
-        trainer = make_trainer(
-            directory,
-            rows=make_rows(37),  # 2 steps per epoch, 5 rows left out
-            eval_dataset=make_rows(13, first=50),  # odd, so that two processes repeat rows
-            objective=objective,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=3,
-            gradient_accumulation_steps=2,
-            max_steps=5 if objective == "elbo" else 2,
-        )
-        trainer.train()
+    recipe = {"rate_distribution": "importance", "random_length_share": 0.3, "ema_decay": 0.8}
+    for name, objective in [*zip(OBJECTIVES, OBJECTIVES, strict=True), ("recipe", "elbo")]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ImportanceRates, "NUM_BINS", 4)  # rates follow the loss from the second step on
+            patch.setattr(ImportanceRates, "WARM_UP", 2)
+            trainer = make_trainer(
+                directory,
+                rows=make_rows(37),  # 2 steps per epoch, 5 rows left out
+                eval_dataset=make_rows(13, first=50),  # odd, so that two processes repeat rows
+                objective=objective,
+                per_device_train_batch_size=batch_size,
+                per_device_eval_batch_size=3,
+                gradient_accumulation_steps=2,
+                max_steps=5 if objective == "elbo" else 2,
+                **(recipe if name == "recipe" else {}),
+            )
+            trainer.train()
         metrics = trainer.evaluate()
-        results[objective] = {
+        results[name] = {
             "loss": logged(trainer),
             "by_mask_rate": [
                 {name: value for name, value in entry.items() if name.startswith("loss_mask_rate")}
@@ -299,8 +305,8 @@ def test_two_processes_train_and_evaluate_like_one(tmp_path):
             tmp_path / "stopped", per_device_train_batch_size=4, max_steps=6, model=tiny_model(dropout=0.1)
         ).train(resume_from_checkpoint=True)
     one = train_and_evaluate(tmp_path, batch_size=8)
-    for objective in OBJECTIVES:
-        assert two[objective]["loss"] == pytest.approx(one[objective]["loss"], abs=1e-6)
+    for objective in (*OBJECTIVES, "recipe"):
+        assert two[objective]["loss"] == pytest.approx(one[objective]["loss"], rel=1e-6)
         assert two[objective]["eval"] == pytest.approx(one[objective]["eval"], abs=1e-6)
         for left, right in zip(two[objective]["by_mask_rate"], one[objective]["by_mask_rate"], strict=True):
             assert left == pytest.approx(right, abs=1e-5)

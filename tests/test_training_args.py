@@ -25,6 +25,15 @@ BAD_VALUES = [
     ("no_prefix_share", float("nan")),
     ("span_length", 0.5),
     ("span_length", float("inf")),
+    ("rate_distribution", "gamma"),
+    ("rate_parameters", [1.0]),
+    ("token_weights", "common"),
+    ("random_length_share", -0.1),
+    ("random_length_share", float("nan")),
+    ("ema_decay", 1.0),
+    ("ema_decay", float("nan")),
+    ("early_stopping_patience", 0),
+    ("early_stopping_patience", 2),  # nothing is evaluated
     ("learning_rate", 0.0),
     ("learning_rate", -1e-4),
     ("learning_rate", float("nan")),
@@ -56,6 +65,20 @@ def test_a_bad_value_is_named(tmp_path, name, value):
         DiffusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: value})
     assert f"`{name}`" in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        ({"rate_distribution": "importance", "objective": "simple"}, "`rate_distribution` is 'importance'"),
+        ({"rate_distribution": "importance", "schedule": "cosine"}, "`rate_distribution` is 'importance'"),
+        ({"token_weights": "rare", "masking": "bernoulli"}, "`token_weights` need exact counts"),
+        ({"ema_decay": 0.9, "save_only_model": True}, "`save_only_model` must be False with `ema_decay`"),
+    ],
+)
+def test_settings_that_exclude_one_another_are_refused(tmp_path, settings, named):
+    with pytest.raises(ValueError, match=named):
+        DiffusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings)
 
 
 def test_the_docstring_names_every_changed_default_and_both_values():

@@ -32,6 +32,7 @@ from ..errors import CheckpointError, OutputDirectoryError, SaveError
 from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
 from ..hub_access import require_repository
+from ..lora import add_lora, merge_lora
 from ..modeling import build_model, context_length, load_model, preset_config, require_mask_token
 from ..output_directory import require_writable
 from ..run_lock import require_unlocked, run_lock
@@ -76,6 +77,11 @@ def train(
     check_output(args)
     require_reachable(model_args, data_args)
     texts, eval_texts = load_both_texts(data_args, args.seed)
+    if eval_texts is None and args.load_best_model_at_end:
+        raise ValueError(
+            "`--early-stopping-patience` and `--load-best-model-at-end` need text to evaluate on: set `--validation` "
+            "above 0, or name `--eval-file`."
+        )
     model, tokenizer, max_length = make_model(model_args, data_args, texts, args.seed)
     require_mask_token(tokenizer)
     args.mask_end_token = data_args.packing == "one_per_row"
@@ -90,12 +96,21 @@ def train(
     logger.info("training text: %s", report)
     logger.info("model: %s, %s parameters", type(model).__name__, f"{model.num_parameters():,}")
 
+    model.config.diffusion = training_facts(args, max_length, model_args.lora_rank)
+    if model_args.lora_rank is not None:
+        model = add_lora(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_targets, args.seed)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        logger.info("LoRA: %s parameters are trained", f"{trained:,}")
+
     if hasattr(train_rows, "__len__"):  # not streamed
         global_batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         WholeBatchSampler(len(train_rows), global_batch, args.seed)  # refuses data smaller than one global batch
+    elif args.token_weights is not None:
+        raise ValueError(
+            "`--token-weights` are counted before training, which `--streaming` does not allow: drop one."
+        )
     final_directory = make_output(args, lock)  # nothing is written before this
 
-    model.config.diffusion = training_facts(args, max_length)
     generation_config = DiffusionGenerationConfig()
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # there is nothing to pin memory for
@@ -307,8 +322,17 @@ def make_rows(
     )
 
 
-def training_facts(args: TrainCommandArguments, max_length: int) -> dict[str, Any]:
-    """How the model was trained, for `config.json`."""
+def training_facts(args: TrainCommandArguments, max_length: int, lora_rank: int | None = None) -> dict[str, Any]:
+    """How the model was trained, for `config.json`; `recipe` holds what is not as usual, if anything is."""
+    recipe = {
+        "rate_distribution": args.rate_distribution if args.rate_distribution != "uniform" else None,
+        "rate_parameters": args.rate_parameters,
+        "token_weights": args.token_weights,
+        "random_length_share": args.random_length_share,
+        "ema_decay": args.ema_decay,
+        "lora_rank": lora_rank,
+    }
+    recipe = {name: value for name, value in recipe.items() if value}
     return {
         "version": __version__,
         "process": "masked",
@@ -318,6 +342,7 @@ def training_facts(args: TrainCommandArguments, max_length: int) -> dict[str, An
         "prefix_length": args.prefix,
         "row_length": max_length,
         "generates_end": args.mask_end_token,
+        **({"recipe": recipe} if recipe else {}),
     }
 
 
@@ -360,7 +385,7 @@ def save_final(
     fresh = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
     try:
         with torch.no_grad():
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(fresh)
+            merge_lora(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
         generation_config.save_pretrained(fresh)
         replace_directory(fresh, directory)

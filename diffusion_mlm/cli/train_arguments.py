@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..hub_access import looks_like_path
+from ..lora import require_peft
 from ..modeling import PRESETS
 from ..training_args import DiffusionTrainingArguments
 
@@ -35,6 +36,16 @@ class ModelArguments:
         default=None, metadata={"help": "sdpa, eager, ...: the model's by default."}
     )
     trust_remote_code: bool = field(default=False, metadata={"help": "Let code in the model's repository run."})
+    lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "Train LoRA matrices of this rank beside the frozen model; the final model has them merged."
+        },
+    )
+    lora_alpha: float | None = field(default=None, metadata={"help": "Scale of LoRA. Default: twice the rank."})
+    lora_targets: list[str] | None = field(
+        default=None, metadata={"help": "Linear layers that get LoRA, such as query value. Default: all but the last."}
+    )
 
     def __post_init__(self) -> None:
         if self.model_name is not None and self.preset is not None:
@@ -46,6 +57,20 @@ class ModelArguments:
             raise ValueError(
                 f"`--tokenizer` is {self.tokenizer!r}, but a model that is fine-tuned keeps its own: add `--preset`."
             )
+        if self.lora_rank is None and (self.lora_alpha is not None or self.lora_targets is not None):
+            raise ValueError("`--lora-alpha` and `--lora-targets` need `--lora-rank`.")
+        if self.lora_rank is not None:
+            if self.lora_rank < 1:
+                raise ValueError(f"`--lora-rank` must be at least 1, not {self.lora_rank}.")
+            if self.preset is not None:
+                raise ValueError(
+                    f"`--lora-rank` and `--preset` ({self.preset}) exclude one another: a model from scratch has "
+                    f"nothing yet to stay close to."
+                )
+            try:
+                require_peft()
+            except ImportError as error:
+                raise ValueError(f"`--lora-rank` is {self.lora_rank}. {error}") from None
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`--dropout` must lie in [0, 1), not {self.dropout}.")
         for name in ("model_name", "tokenizer"):

@@ -1,0 +1,68 @@
+"""The Trainer's side of `ema_decay`, and what a run remembers in its checkpoints beside weights and optimizer."""
+
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from .modeling import unwrap
+from .run_state import load_run_state, save_run_state
+from .weight_average import WeightAverage
+
+
+class AveragingTrainer(Trainer):
+    """A `Trainer` that with `ema_decay` evaluates, and leaves in the model, a running mean of the weights.
+
+    Checkpoints hold the weights themselves as `model.safetensors`, so that training goes on from them, and the mean
+    beside them.
+
+    Raises:
+        ValueError: weights are sharded over processes, which leaves nobody the whole of them.
+    """
+
+    _average: WeightAverage | None = None
+
+    def _run_state(self) -> dict[str, Any]:
+        """What goes into every checkpoint, by the name of the setting it belongs to; called on every process."""
+        return {} if self._average is None else {"ema_decay": self._average}
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.args.ema_decay:
+            if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+                raise ValueError(
+                    f"`ema_decay` is {self.args.ema_decay:g}, but the weights are sharded (FSDP, DeepSpeed) and no "
+                    f"process has them all: set it to 0, or train without sharding."
+                )
+            if self._average is not None:
+                self.remove_callback(self._average)
+            self._average = WeightAverage(unwrap(self.model), self.args.ema_decay)
+            self.add_callback(self._average)
+        if resume_from_checkpoint is not None:
+            load_run_state(resume_from_checkpoint, self._run_state())
+        return prepared
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self._run_state()
+        if self.args.should_save:
+            save_run_state(output_dir, state)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self._average is not None:
+            load_run_state(str(self.state.best_model_checkpoint), {"ema_decay": self._average})
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer.train`; the mean of the weights, if there is one, takes their place at the end."""
+        output = super().train(*args, **kwargs)
+        if self._average is not None:
+            self._average.copy_to(unwrap(self.model))
+        return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """`Trainer.evaluate`, of the mean of the weights if there is one, callbacks included."""
+        if self._average is None or self._average.averaged.n_averaged == 0:
+            return super().evaluate(*args, **kwargs)
+        with self._average.within(unwrap(self.model)):
+            return super().evaluate(*args, **kwargs)
