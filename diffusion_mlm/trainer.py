@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from .corruption import CorruptedBatch
@@ -17,6 +17,7 @@ from .data_collator import DataCollatorForMaskedDiffusion
 from .data_sampler import WholeBatchSampler
 from .errors import NonFiniteLossError
 from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
+from .hub_training import PushingTrainer
 from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 _CORRUPTED, _UNITS = "corrupted", "units"
 
 
-class DiffusionTrainer(Trainer):
+class DiffusionTrainer(PushingTrainer):
     """Trains any masked language model as a masked diffusion model.
 
     What differs from `Trainer`:
@@ -43,6 +44,7 @@ class DiffusionTrainer(Trainer):
     * Each epoch is cut to whole global batches.
     * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight is NaN
       or infinite.
+    * `push_to_hub` pushes what generation needs and nothing private, see `PushingTrainer`.
 
     Args:
         model (`PreTrainedModel`): a masked language model.

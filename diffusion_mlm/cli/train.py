@@ -35,6 +35,7 @@ from ..tokenization import train_bpe, train_characters
 from ..trainer import DiffusionTrainer
 from .parsing import parse
 from .train_arguments import DataArguments, ModelArguments, TrainCommandArguments
+from .train_push import push_final, require_pushable, source_facts
 
 logger = logging.getLogger("diffusion_mlm")
 
@@ -67,6 +68,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
     check_output(args)
     resume_from = resume_directory(args)
     require_reachable(model_args, data_args)
+    require_pushable(args)
     texts, eval_texts = load_both_texts(data_args, args.seed)
     model, tokenizer, max_length = make_model(model_args, data_args, texts, args.seed)
     require_mask_token(tokenizer)
@@ -101,6 +103,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
         eval_dataset=eval_rows,
         callbacks=[SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)],
     )
+    trainer.run_facts = {"source": source_facts(model_args, data_args, args), "training_text": str(report)}
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLineCallback)
@@ -114,6 +117,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
         logger.info(line)
     if trainer.is_world_process_zero():
         write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
+    push_final(trainer, final_directory)
     logger.info("saved to %s; write with: python generate.py --checkpoint %s", final_directory, final_directory)
     return metrics
 
@@ -323,6 +327,7 @@ def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, floa
         "draws": trainer.args.eval_draws,
         "loss_by_mask_rate": [[float(rate), nats] for rate, nats in buckets.items()],
         "diffusion": trainer.model.config.diffusion,
+        "source": trainer.run_facts.get("source"),
     }
     path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 

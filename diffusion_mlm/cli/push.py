@@ -1,0 +1,179 @@
+"""`diffusion-mlm push DIR ID`: a model, its settings, its code and a measured card go to the Hub, or nothing does."""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .parsing import parse
+
+if TYPE_CHECKING:
+    from ..hub import HubRepository, Published
+
+_PICTURES = ("loss_by_mask_rate.png", "calibration.png", "quality_by_forwards.png", "frontier.png")
+
+
+@dataclass
+class PushArguments:
+    """What `push` takes: the directory of a model, and the id of a repository on the Hub."""
+
+    target: list[str] = field(
+        default_factory=list,
+        metadata={"help": "DIR ID: the directory of a model and `owner/name` on the Hub. The option may be left out."},
+    )
+    private: bool = field(
+        default=True, metadata={"help": "Make a new repository private; `--private false` makes it public."}
+    )
+    overwrite_card: bool = field(
+        default=False, metadata={"help": "Replace a README.md that is there and was not made by a push."}
+    )
+    license: str | None = field(default=None, metadata={"help": "Of the model, as the Hub names it: apache-2.0, mit."})
+    language: str | None = field(default=None, metadata={"help": "Of the text, as a code: en."})
+    report: str | None = field(
+        default=None, metadata={"help": "Directory that `evaluate --report` wrote: its figures and plots go along."}
+    )
+    frontier: str | None = field(default=None, metadata={"help": "Directory that `sweep` wrote: its plot goes along."})
+    num_samples: int = field(default=3, metadata={"help": "Texts that the card shows, with seed 0; 0 is none."})
+    sample_prefix: str = field(default="", metadata={"help": "What begins them."})
+    commit_message: str = field(default="Upload the model", metadata={"help": "Of the commit."})
+    revision: str | None = field(default=None, metadata={"help": "Branch to push to. (default: main)"})
+    space: str | None = field(default=None, metadata={"help": "Also make, or renew, a Space that shows the model."})
+    output_format: str = field(
+        default="text", metadata={"help": "json prints one object.", "choices": ["text", "json"]}
+    )
+
+    def __post_init__(self) -> None:
+        if len(self.target) != 2:
+            raise ValueError(
+                f"`push` takes a directory and an id, `diffusion-mlm push DIR ID`; {len(self.target)} given"
+                f"{': ' + ', '.join(map(repr, self.target)) if self.target else ''}."
+            )
+        if not Path(self.directory).is_dir():
+            raise ValueError(f"`DIR` is {self.directory!r}, and there is no such directory.")
+        if self.num_samples < 0:
+            raise ValueError(f"`--num-samples` must be a whole number of at least 0, not {self.num_samples}.")
+        for name, file in (("report", "report.json"), ("frontier", "frontier.png")):
+            value = getattr(self, name)
+            if value is not None and not (Path(value) / file).is_file():
+                raise ValueError(f"`--{name}` is {value!r}, which holds no {file}.")
+
+    @property
+    def directory(self) -> str:
+        return self.target[0]
+
+    @property
+    def repo_id(self) -> str:
+        return self.target[1]
+
+
+def run(argv: list[str]) -> int:
+    """Runs `push` with these arguments and returns the exit status 0; errors are raised."""
+    (args,) = parse([PushArguments], argv, "push", positional="target")
+    from ..hub import HubRepository
+
+    model = HubRepository(args.repo_id, argument="ID")
+    space = HubRepository(args.space, "space", argument="--space") if args.space is not None else None
+    for found in push(args, model, space):
+        if args.output_format == "json":
+            print(json.dumps({**vars(found), "files": list(found.files)}))
+        else:
+            print(f"{found.url} holds what was sent: {len(found.files)} files, commit {found.sha}")
+            if found.kept_card:
+                print("Its README.md was written by somebody and is kept; --overwrite-card replaces it.")
+    return 0
+
+
+def push(args: PushArguments, model: "HubRepository", space: "HubRepository | None" = None) -> "list[Published]":
+    """Checks everything, then pushes.
+
+    Raises:
+        ValueError: the directory holds no whole generator.
+        NotAllowedError, HubUnavailableError: nothing was published; the message says how to repeat it.
+    """
+    from ..errors import HubUnavailableError, NotAllowedError
+    from ..hub import repeat_command
+
+    for repository in (model, space):
+        if repository is not None:
+            repository.require_writable()
+    files = files_to_push(args, model.id)
+    try:
+        model.create(args.private)
+        done = [model.publish(files, args.commit_message, overwrite_card=args.overwrite_card, revision=args.revision)]
+    except (HubUnavailableError, NotAllowedError) as error:
+        raise type(error)(
+            f"{error} Nothing was published, and {args.directory} is as it was. Repeat: "
+            f"{repeat_command(args.directory, model.id, *([] if args.private else ['--private', 'false']))}"
+        ) from error
+    if space is not None:
+        from ..space import space_files
+
+        space.create(args.private)
+        done.append(space.publish(space_files(model.id), f"Show {model.id}", overwrite_card=True))
+    return done
+
+
+def files_to_push(args: PushArguments, repo_id: str) -> dict[str, bytes | Path]:
+    """Everything that will be in the repository; the model is loaded, so that nothing is pushed that does not load."""
+    from ..generation import generate
+    from ..hub import sealed
+    from ..model_card import CardFacts, model_card
+    from ..publication import CARD, CONFIG, model_files
+    from .checkpoint_arguments import load_checkpoint
+
+    directory = Path(args.directory)
+    files = model_files(directory, "DIR")
+    generator, tokenizer = load_checkpoint(args.directory, argument="DIR")
+    if (directory / CARD).is_file():
+        files[CARD] = directory / CARD
+        return files
+    samples = (
+        generate(generator, tokenizer, args.sample_prefix, num_return_sequences=args.num_samples, seed=0)
+        if args.num_samples
+        else None
+    )
+    pictures = _pictures(args)
+    facts = CardFacts(
+        repo_id,
+        json.loads(files[CONFIG]),  # type: ignore[arg-type]  # the text of config.json
+        generator.num_parameters(),
+        summary_of(directory),
+        _report(args),
+        [(sample.prefix, sample.completion) for sample in samples.samples] if samples is not None else [],
+        f"{args.num_samples} with seed 0 and the settings of `generation_config.json`",
+        sorted(pictures),
+        args.license,
+        args.language,
+    )
+    return {**files, **pictures, CARD: sealed(model_card(facts)).encode()}
+
+
+def summary_of(directory: Path) -> dict[str, Any]:
+    """What training wrote beside the model, if it is about this model."""
+    path = directory.absolute().with_name("summary.json")
+    if not path.is_file():
+        return {}
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: remove it, or train again.") from error
+    if not isinstance(summary, dict) or summary.get("diffusion") != config.get("diffusion"):
+        print(f"{path} is about another model and is left out of the card.", file=sys.stderr)
+        return {}
+    return summary
+
+
+def _report(args: PushArguments) -> dict[str, Any] | None:
+    if args.report is None:
+        return None
+    from ..evaluation.report import EvaluationReport
+
+    text = (Path(args.report) / "report.json").read_text(encoding="utf-8")
+    return EvaluationReport.from_json(text).to_dict()
+
+
+def _pictures(args: PushArguments) -> dict[str, bytes | Path]:
+    places = [Path(name) for name in (args.report, args.frontier) if name is not None]
+    return {f"figures/{name}": place / name for place in places for name in _PICTURES if (place / name).is_file()}
