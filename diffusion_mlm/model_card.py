@@ -35,7 +35,7 @@ class CardFacts:
         config (`dict`): the contents of `config.json`.
         parameters (`int`, *optional*): of the model.
         summary (`dict`): the contents of `summary.json`, which training writes; it may be of a run that goes on.
-        report (`dict`, *optional*): a `report.json` of `diffusion-mlm evaluate --report`; its first checkpoint is this.
+        report (`dict`, *optional*): a `report.json` of `evaluate --report`, whose first checkpoint is this one.
         samples (sequence of `(prefix, completion)`), sample_settings (`str`): texts of this model, and how they came.
         plots (sequence of `str`): names of pictures in the repository.
         licence (`str`, *optional*): its identifier on the Hub, such as `apache-2.0`.

@@ -1,7 +1,7 @@
 """What of a directory goes to the Hub: an allow-list, without anything that is true of one machine only.
 
-Weights (safetensors), tokenizer, configuration, generation settings, the code that makes them generate, pictures of the
-card. Never optimizer states unless asked for, arguments (they may hold a token), hidden or half-written files.
+Weights (safetensors), tokenizer, configuration, generation settings, and the code that generates. Never optimizer
+states unless asked for, arguments (they may hold a token), hidden or half-written files.
 """
 
 import json

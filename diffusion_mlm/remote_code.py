@@ -53,8 +53,8 @@ class _Module:
     Attributes:
         definitions (`dict[str, _Definition]`): by the name that each binds.
         ours (`dict[str, tuple[str, str]]`): imported name -> module of the package and name there.
-        others (`dict[str, tuple[str, str]]`): imported name -> module of another package, "" for the module itself, and
-            what is imported from it.
+        others (`dict[str, tuple[str, str]]`): imported name -> module of another package ("" for the module itself)
+            and what is imported from it.
     """
 
     name: str
@@ -181,14 +181,15 @@ def _reach(module: str, name: str) -> dict[str, set[str]]:
 
 
 def _order(reached: dict[str, set[str]]) -> list[str]:
-    graph = {
-        name: {target for target, _ in _read(name).ours.values() if target in reached} for name in sorted(reached)
-    }
+    """Modules after those they import; sorted besides, for the file may not depend on how Python hashes."""
+    graph = {}
+    for name in sorted(reached):
+        graph[name] = sorted({target for target, _ in _read(name).ours.values() if target in reached})
     return list(TopologicalSorter(graph).static_order())
 
 
 def _final_names(reached: dict[str, set[str]], order: list[str]) -> dict[tuple[str, str], str]:
-    """What each definition is called in the file: as before, unless another module uses the name for something else."""
+    """What each definition is called in the file: as before, unless modules use the name for different things."""
     texts: dict[str, set[str]] = {}
     for module in order:
         for name in reached[module]:

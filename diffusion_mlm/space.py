@@ -29,8 +29,9 @@ license: apache-2.0
 short_description: Watch a masked language model write by diffusion
 ---
 
-Text forms out of masks, in any order: [{model_id}](https://huggingface.co/{model_id}), shown by diffusion_mlm {version},
-whose source stands beside this file. If the model is private, give this Space a secret `HF_TOKEN` that may read it.
+Text forms out of masks, in any order: [{model_id}](https://huggingface.co/{model_id}), shown by diffusion_mlm
+{version}, whose source stands beside this file. If the model is private, give this Space a secret `HF_TOKEN` that may
+read it.
 """
 
 

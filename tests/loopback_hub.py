@@ -1,6 +1,6 @@
-"""A Hub on the loopback address: repositories in memory, behind as much of the HTTP interface as a push and a load use.
+"""A Hub on the loopback address: repositories in memory, behind what a push and a load use of the HTTP interface.
 
-Faults are put in beforehand: a status, a cut connection, or somebody else's commit in between. Every request is noted.
+Faults are put in beforehand: a status, a cut connection, somebody else's commit in between. Every request is noted.
 """
 
 import base64

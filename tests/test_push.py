@@ -94,7 +94,7 @@ from diffusion_mlm import TextDiffusionPipeline
 
 pipe = TextDiffusionPipeline.from_pretrained("{WRITER}")
 found = [[sample["text"] for sample in samples] for samples in pipe({PREFIXES!r}, **{SETTINGS!r})]
-again = TextDiffusionPipeline.from_pretrained(sys.argv[1])(iter_prefixes := (of for of in {PREFIXES!r}), **{SETTINGS!r})
+again = TextDiffusionPipeline.from_pretrained(sys.argv[1])((of for of in {PREFIXES!r}), **{SETTINGS!r})
 json.dump([found, [[sample["text"] for sample in samples] for samples in again]], sys.stdout)
 """
 
