@@ -1,5 +1,6 @@
 """A Trainer that pushes: an allow-list instead of its directory, from copies, and no error goes unread."""
 
+import json
 import logging
 import os
 import shutil
@@ -125,9 +126,7 @@ class PushingTrainer(Trainer):
         return files
 
     def _card(self, config: Any, in_progress: bool) -> bytes:
-        import json
-
-        evaluation = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
+        evaluation: dict[str, Any] = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
         prefix = "eval_loss_mask_rate_"
         summary = {
             "steps": self.state.global_step,

@@ -120,7 +120,7 @@ def _metadata(facts: CardFacts) -> Any:
     likelihood, results = facts.likelihood, []
     if likelihood is not None:
         dataset = facts.source.get("dataset")
-        of_text = {
+        of_text: dict[str, Any] = {
             "task_type": "text-generation",
             "task_name": "Masked diffusion",
             "dataset_type": dataset or "text",

@@ -75,7 +75,7 @@ def remote_source() -> str:
     order = [name for name in _order(reached) if name in reached]
     final = _final_names(reached, order)
     imports: dict[str, tuple[str, str]] = {}
-    sections = []
+    sections: list[tuple[str, list[str]]] = []
     for module in (_read(name) for name in order):
         renamed = {local: final[target] for local, target in module.ours.items() if target in final}
         renamed |= {local: final[module.name, local] for local in reached[module.name]}
