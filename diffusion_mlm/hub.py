@@ -26,12 +26,13 @@ class _TransientError(HubUnavailableError):
 
 @dataclass(frozen=True)
 class Published:
-    """One commit: where it is, its sha, the files it is about, and whether a card that was there has been kept."""
+    """One commit: where it is, its sha, the files sent, whether a card was kept that was there, and who may read."""
 
     url: str
     sha: str
     files: tuple[str, ...]
     kept_card: bool
+    private: bool
 
 
 class HubRepository:
@@ -165,16 +166,16 @@ class HubRepository:
             operations=operations, commit_message=message, parent_commit=before.sha, revision=revision, **about
         )
         self._require_arrived(operations, commit.oid)
-        return Published(f"{self.api.endpoint}/{self._prefix()}{self.id}", commit.oid, tuple(sent), keeps_card)
+        return Published(self._url, commit.oid, tuple(sent), keeps_card, bool(before.private))
 
-    def _prefix(self) -> str:
-        return "spaces/" if self.repo_type == "space" else ""
+    @property
+    def _url(self) -> str:
+        return f"{self.api.endpoint}/{'spaces/' if self.repo_type == 'space' else ''}{self.id}"
 
     def _is_our_card(self, sha: str | None) -> bool:
-        from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-        url = hf_hub_url(self.id, CARD, repo_type=self.repo_type, revision=sha, endpoint=self.api.endpoint)
+        url = f"{self._url}/resolve/{sha}/{CARD}"
         response = get_session().get(url, headers=build_hf_headers(token=self.api.token), follow_redirects=True)
         hf_raise_for_status(response)
         return is_sealed(response.text)
@@ -241,7 +242,9 @@ def _translated(error: BaseException | None, subject: str) -> HubUnavailableErro
         kind = _TransientError if status in (408, 409, 412, 429) or status >= 500 else HubUnavailableError
         return kind(f"{subject}: the Hub answers with status {status}.")
     if isinstance(error, (HTTPError, ConnectionError, TimeoutError)):
-        return _TransientError(f"{subject}: the Hub cannot be reached, or the connection was cut.")
+        return _TransientError(
+            f"{subject}: the Hub cannot be reached, or the connection was cut ({type(error).__name__})."
+        )
     if isinstance(error, RuntimeError) and error.__cause__ is None:  # what the Hub's storage client raises
         return _TransientError(f"{subject}: {' '.join(str(error).split())[:200].rstrip('.')}.")
     return None

@@ -5,7 +5,9 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from .publication import CARD, CONFIG, GENERATION_CONFIG, model_files, training_
 logger = logging.getLogger(__name__)
 
 _COPY = "_push-"  # what stands before the name of a directory of copies
+_FAILED = "A push failed, and training goes on. %s"
 
 
 class PushingTrainer(Trainer):
@@ -33,10 +36,10 @@ class PushingTrainer(Trainer):
       changes nothing. A push that fails is reported, and training goes on.
 
     Attributes:
-        run_facts (`dict`): what the card says of the run beside what the Trainer knows, see `CardFacts.summary`.
+        card_facts (`dict`): what the card says of the run beside what the Trainer knows, see `CardFacts.summary`.
     """
 
-    run_facts: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
+    card_facts: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
     _repository: HubRepository | None = None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
@@ -62,8 +65,8 @@ class PushingTrainer(Trainer):
         blocking: bool = True,
         revision: str | None = None,
         **kwargs: Any,
-    ) -> Published | None:
-        """Saves the model to the output directory and pushes it from there; waits until it has arrived.
+    ) -> "Published | Future[Published] | None":
+        """Saves the model to the output directory and pushes it from there; if `blocking`, waits until it is there.
 
         Raises:
             NotAllowedError, HubUnavailableError: nothing was published; the model is in the output directory.
@@ -75,7 +78,8 @@ class PushingTrainer(Trainer):
             return None
         self._finish_current_push()
         files = self._files_of(str(self.args.output_dir), in_progress=False)
-        return self._repository.publish(files, commit_message, revision=revision or self.args.hub_revision)
+        push = partial(self._repository.publish, files, commit_message, revision=revision or self.args.hub_revision)
+        return push() if blocking else self._repository.api.run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END or self._repository is None:
@@ -85,23 +89,26 @@ class PushingTrainer(Trainer):
             logger.info("Step %d is not pushed: an earlier push is not done yet.", self.state.global_step)
             return
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        try:
+            files, copies = self._copies_of(checkpoint_folder)
+        except (ValueError, OSError) as error:
+            logger.warning(_FAILED, error)
+            return
+        message = f"Training in progress, step {self.state.global_step}"
+        push = partial(self._repository.publish, files, message, revision=self.args.hub_revision)
+        self._pushes.append(self._repository.api.run_as_future(_push_and_remove, push, copies))
+
+    def _copies_of(self, checkpoint_folder: str) -> tuple[dict[str, bytes | Path], Path]:
         files = self._files_of(checkpoint_folder, in_progress=True)
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = self.args.hub_strategy == HubStrategy.CHECKPOINT
             folder = "last-checkpoint" if last else Path(checkpoint_folder).name
             files |= training_state_files(checkpoint_folder, folder)
+        if not self._pushes:
+            for left in Path(str(self.args.output_dir)).glob(f"{_COPY}*"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
         copies = Path(tempfile.mkdtemp(prefix=_COPY, dir=self.args.output_dir))
-        files = {name: _copy(of, copies / str(at)) for at, (name, of) in enumerate(files.items())}
-        message = f"Training in progress, step {self.state.global_step}"
-        self._pushes.append(self._repository.api.run_as_future(self._push_copies, files, message, copies))
-
-    def _push_copies(self, files: dict[str, bytes | Path], message: str, copies: Path) -> Published | None:
-        try:
-            if self._repository is None:
-                return None
-            return self._repository.publish(files, message, revision=self.args.hub_revision)
-        finally:
-            shutil.rmtree(copies, ignore_errors=True)
+        return {name: _copy(of, copies / str(at)) for at, (name, of) in enumerate(files.items())}, copies
 
     def _finish_current_push(self) -> None:
         for push in getattr(self, "_pushes", []):
@@ -114,7 +121,7 @@ class PushingTrainer(Trainer):
         for push in done:
             self._pushes.remove(push)
             if (error := push.exception()) is not None:
-                logger.warning("A push failed, and training goes on. %s", " ".join(str(error).split()))
+                logger.warning(_FAILED, " ".join(str(error).split()))
 
     def _files_of(self, directory: str, in_progress: bool) -> dict[str, bytes | Path]:
         files = model_files(directory, "output_dir")
@@ -136,7 +143,7 @@ class PushingTrainer(Trainer):
             "loss_by_mask_rate": [
                 [float(name.removeprefix(prefix)), nats] for name, nats in evaluation.items() if prefix in name
             ],
-            **self.run_facts,
+            **self.card_facts,
         }
         facts = CardFacts(
             str(self.hub_model_id),
@@ -154,6 +161,13 @@ class PushingTrainer(Trainer):
             super()._save(output_dir, state_dict)
         finally:
             self.args.hub_token = token
+
+
+def _push_and_remove(push: Callable[[], Published], copies: Path) -> Published:
+    try:
+        return push()
+    finally:
+        shutil.rmtree(copies, ignore_errors=True)
 
 
 def _copy(content: bytes | Path, target: Path) -> bytes | Path:

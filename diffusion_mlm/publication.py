@@ -32,9 +32,9 @@ _TOKENIZER = {
 _LOCAL_FACTS = {"_name_or_path", "name_or_path", "is_local", "local_files_only", "cache_dir", "tokenizer_file"}
 # What training goes on from, beside the model itself; `training_args.bin` is none of it.
 _TRAINING_STATE = re.compile(
-    r"(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth|trainer_state\.json|_COMPLETE\.json|ema\.safetensors"
+    r"(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth|trainer_state\.json|ema\.safetensors"
 )
-_TOKEN = re.compile(rb"\bhf_[A-Za-z]{34}\b")  # what a token of the Hub looks like
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")  # what a token of the Hub looks like
 
 
 def is_published(name: str) -> bool:

@@ -1,6 +1,7 @@
 """What of a directory goes to the Hub, and what never does."""
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import save_file
@@ -14,7 +15,7 @@ from diffusion_mlm.remote_code import CODE_FILE, CUSTOM_PIPELINES, remote_source
 def directory(checkpoint, tmp_path):
     """A checkpoint among things that are nobody's business."""
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (tmp_path / name).write_bytes(open(f"{checkpoint}/{name}", "rb").read())
+        shutil.copyfile(f"{checkpoint}/{name}", tmp_path / name)
     facts = {"name_or_path": str(tmp_path), "mask_token": "<mask>", "is_local": True}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(facts))
     for name in ("training_args.bin", "optimizer.pt", ".env", ".tmpXYZ", "model.safetensors.tmp", "pytorch_model.bin"):

@@ -37,7 +37,6 @@ class PushArguments:
     num_samples: int = field(default=3, metadata={"help": "Texts that the card shows, with seed 0; 0 is none."})
     sample_prefix: str = field(default="", metadata={"help": "What begins them."})
     commit_message: str = field(default="Upload the model", metadata={"help": "Of the commit."})
-    revision: str | None = field(default=None, metadata={"help": "Branch to push to. (default: main)"})
     space: str | None = field(default=None, metadata={"help": "Also make, or renew, a Space that shows the model."})
     output_format: str = field(
         default="text", metadata={"help": "json prints one object.", "choices": ["text", "json"]}
@@ -78,7 +77,8 @@ def run(argv: list[str]) -> int:
         if args.output_format == "json":
             print(json.dumps({**vars(found), "files": list(found.files)}))
         else:
-            print(f"{found.url} holds what was sent: {len(found.files)} files, commit {found.sha}")
+            who = "private" if found.private else "public"
+            print(f"{found.url} ({who}) holds what was sent: {len(found.files)} files, commit {found.sha}")
             if found.kept_card:
                 print("Its README.md was written by somebody and is kept; --overwrite-card replaces it.")
     return 0
@@ -100,7 +100,7 @@ def push(args: PushArguments, model: "HubRepository", space: "HubRepository | No
     files = files_to_push(args, model.id)
     try:
         model.create(args.private)
-        done = [model.publish(files, args.commit_message, overwrite_card=args.overwrite_card, revision=args.revision)]
+        done = [model.publish(files, args.commit_message, overwrite_card=args.overwrite_card)]
     except (HubUnavailableError, NotAllowedError) as error:
         raise type(error)(
             f"{error} Nothing was published, and {args.directory} is as it was. Repeat: "

@@ -103,7 +103,7 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
         eval_dataset=eval_rows,
         callbacks=[SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)],
     )
-    trainer.run_facts = {"source": source_facts(model_args, data_args, args), "training_text": str(report)}
+    trainer.card_facts = {"source": source_facts(model_args, data_args, args), "training_text": str(report)}
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLineCallback)
@@ -314,6 +314,7 @@ def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, floa
     }
     seconds = next((log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log), None)
     summary = {
+        "source": trainer.card_facts.get("source"),
         "parameters": trainer.model.num_parameters(),
         "steps": trainer.state.global_step,
         "rows_per_step": trainer.args.train_batch_size
@@ -327,7 +328,6 @@ def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, floa
         "draws": trainer.args.eval_draws,
         "loss_by_mask_rate": [[float(rate), nats] for rate, nats in buckets.items()],
         "diffusion": trainer.model.config.diffusion,
-        "source": trainer.run_facts.get("source"),
     }
     path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
