@@ -151,6 +151,7 @@ class PushingTrainer(Trainer):
             self.model.num_parameters(),
             summary,
             in_progress=in_progress,
+            mask_token=str(getattr(self.processing_class, "mask_token", "<mask>")),
         )
         return sealed(model_card(facts)).encode()
 

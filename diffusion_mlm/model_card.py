@@ -41,6 +41,7 @@ class CardFacts:
         licence (`str`, *optional*): its identifier on the Hub, such as `apache-2.0`.
         language (`str`, *optional*): its code, such as `en`.
         in_progress (`bool`): training goes on.
+        mask_token (`str`): of the tokenizer, for the line to copy.
     """
 
     repo_id: str
@@ -54,6 +55,7 @@ class CardFacts:
     licence: str | None = None
     language: str | None = None
     in_progress: bool = False
+    mask_token: str = "<mask>"
 
     @property
     def source(self) -> Mapping[str, Any]:
@@ -182,7 +184,7 @@ pipe("Once upon a time", schedule="cosine", sampling="nucleus", top_p=0.9, steps
 As a masked language model:
 
 ```python
-pipeline("fill-mask", model="{facts.repo_id}")("Once upon a <mask>.")
+pipeline("fill-mask", model="{facts.repo_id}")("Once upon a {facts.mask_token}.")
 ```"""
 
 
@@ -246,7 +248,7 @@ def _samples(facts: CardFacts) -> str:
     longest = max((len(run) for text in texts for run in _backticks(text)), default=0)
     fence = "`" * max(3, longest + 1)
     blocks = "\n\n".join(f"{fence}text\n{text}\n{fence}" for text in texts)
-    return f"Not chosen: the first of {facts.sample_settings}.\n\n{blocks}"
+    return f"Not chosen: {facts.sample_settings}.\n\n{blocks}"
 
 
 def _backticks(text: str) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from . import __version__
 
 _PACKAGE = Path(__file__).parent
+_SOURCES = (".py", ".html", ".css", ".js")  # of the package; not the models that it carries
 _APP = '''"""The demo of diffusion_mlm with {model_id}; made by `diffusion-mlm push --space`."""
 
 import sys
@@ -48,8 +49,8 @@ def space_files(model_id: str) -> dict[str, bytes | Path]:
     needed = [_without_marker(of) for of in requirements if "extra ==" not in of or _is_of_demo(of)]
     sources = {
         path.relative_to(_PACKAGE.parent).as_posix(): path
-        for path in sorted(_PACKAGE.rglob("*.py"))
-        if "__pycache__" not in path.parts
+        for path in sorted(_PACKAGE.rglob("*"))
+        if path.suffix in _SOURCES
     }
     return {
         "app.py": _APP.format(model_id=model_id, options=_DEMO_OPTIONS).encode(),

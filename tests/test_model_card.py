@@ -62,8 +62,10 @@ def test_a_card_of_a_run_that_goes_on_says_so():
 
 
 def test_samples_cannot_break_out_of_their_block():
-    text = model_card(CardFacts("me/writer", CONFIG, samples=[("a ```` b", "\n# c")], sample_settings="1 with seed 0"))
-    assert "`````text\na ```` b\n# c\n`````" in text and "Not chosen: the first of 1 with seed 0." in text
+    text = model_card(
+        CardFacts("me/writer", CONFIG, samples=[("a ```` b", "\n# c")], sample_settings="1 text with seed 0")
+    )
+    assert "`````text\na ```` b\n# c\n`````" in text and "Not chosen: 1 text with seed 0." in text
 
 
 @pytest.mark.parametrize("name", ["me/writer", "writer"])

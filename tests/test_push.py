@@ -18,6 +18,8 @@ from loopback_hub import TOKEN, Fault, LoopbackHub
 from safetensors.torch import load
 
 from diffusion_mlm import story_language
+from diffusion_mlm.cli import main
+from diffusion_mlm.cli.push import summary_of
 from diffusion_mlm.hub import is_sealed
 from diffusion_mlm.remote_code import remote_source
 
@@ -270,3 +272,33 @@ def test_the_space_holds_the_demo_and_the_package_that_pushed(hub, publisher):
     assert "torch" in files["requirements.txt"].decode()
     metadata = ModelCard(files["README.md"].decode()).data.to_dict()
     assert metadata["sdk"] == "gradio" and metadata["app_file"] == "app.py" and metadata["models"] == [SHOWN]
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "`push` takes a directory and an id"),
+        (["a", "b", "c"], "`push` takes a directory and an id"),
+        (["./missing", "me/writer"], "`DIR` is './missing', and there is no such directory"),
+        ([".", "not an id"], "`ID` is 'not an id', which is no valid id"),
+        ([".", "me/writer", "--space", "a/b/c"], "`--space` is 'a/b/c', which is no valid id"),
+        ([".", "me/writer", "--report", "./missing"], "`--report` is './missing', which holds no report.json"),
+        ([".", "me/writer", "--num-samples", "-1"], "`--num-samples` must be"),
+        ([".", "me/writer", "--tokn=x"], "--tokn is no option of `push`"),
+        ([".", "me/writer", "--token", "hf_secret"], "A token is none of them: set HF_TOKEN"),
+    ],
+)
+def test_wrong_use_is_refused_without_the_network(arguments, says, capsys):
+    assert main(["push", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert says in err and err.count("\n") == 1 and not out and "secret" not in err
+
+
+def test_a_summary_of_another_model_is_left_out(tmp_path, capsys):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"diffusion": {"schedule": "linear"}}')
+    (tmp_path / "summary.json").write_text('{"diffusion": {"schedule": "linear"}, "steps": 3}')
+    assert summary_of(model)["steps"] == 3
+    (tmp_path / "summary.json").write_text('{"diffusion": {"schedule": "cosine"}, "steps": 3}')
+    assert summary_of(model) == {} and "another model" in capsys.readouterr().err

@@ -45,8 +45,8 @@ class PushArguments:
     def __post_init__(self) -> None:
         if len(self.target) != 2:
             raise ValueError(
-                f"`push` takes a directory and an id, `diffusion-mlm push DIR ID`; {len(self.target)} given"
-                f"{': ' + ', '.join(map(repr, self.target)) if self.target else ''}."
+                f"`push` takes a directory and an id, `diffusion-mlm push DIR ID`, not {len(self.target)} words. A token is "
+                f"none of them: set HF_TOKEN or use `hf auth login`."  # so the words, which may hold one, are not shown
             )
         if not Path(self.directory).is_dir():
             raise ValueError(f"`DIR` is {self.directory!r}, and there is no such directory.")
@@ -128,11 +128,13 @@ def files_to_push(args: PushArguments, repo_id: str) -> dict[str, bytes | Path]:
     if (directory / CARD).is_file():
         files[CARD] = directory / CARD
         return files
-    samples = (
-        generate(generator, tokenizer, args.sample_prefix, num_return_sequences=args.num_samples, seed=0)
-        if args.num_samples
-        else None
-    )
+    samples = []
+    if args.num_samples:
+        samples = generate(
+            generator, tokenizer, args.sample_prefix, num_return_sequences=args.num_samples, seed=0
+        ).samples
+    settings: Any = generator.generation_config
+    how = f"{settings.sampling} sampling at temperature {settings.temperature}, and what `generation_config.json` says"
     pictures = _pictures(args)
     facts = CardFacts(
         repo_id,
@@ -140,11 +142,12 @@ def files_to_push(args: PushArguments, repo_id: str) -> dict[str, bytes | Path]:
         generator.num_parameters(),
         summary_of(directory),
         _report(args),
-        [(sample.prefix, sample.completion) for sample in samples.samples] if samples is not None else [],
-        f"{args.num_samples} with seed 0 and the settings of `generation_config.json`",
+        [(sample.prefix, sample.completion) for sample in samples],
+        f"{args.num_samples} with seed 0, {how}",
         sorted(pictures),
         args.license,
         args.language,
+        mask_token=str(tokenizer.mask_token),
     )
     return {**files, **pictures, CARD: sealed(model_card(facts)).encode()}
 
