@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -264,8 +263,3 @@ def is_sealed(card: str) -> bool:
     """
     text, found, _ = card.replace("\r\n", "\n").rpartition(f"\n{_CARD_SEAL}")
     return bool(found) and sealed(text) == card.replace("\r\n", "\n")
-
-
-def repeat_command(directory: str | Path, repo_id: str, *options: str) -> str:
-    """What repeats a push that failed."""
-    return shlex.join(["diffusion-mlm", "push", str(directory), repo_id, *options])

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import GenerationConfig, RobertaForMaskedLM
 
 from diffusion_mlm.generation import saved_generation_config

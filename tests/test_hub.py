@@ -1,12 +1,14 @@
 """Pushes to a Hub on the loopback address: whole or not at all, whatever goes wrong on the way."""
 
 import json
+import socket
 import types
 
 import pytest
 from huggingface_hub import HfApi
 from loopback_hub import TOKEN, Fault, LoopbackHub
 
+from diffusion_mlm.cli import main
 from diffusion_mlm.errors import HubUnavailableError, NotAllowedError
 from diffusion_mlm.hub import HubRepository, sealed
 from diffusion_mlm.publication import model_files
@@ -162,6 +164,16 @@ def test_offline_nobody_is_asked(hub, monkeypatch):
     with pytest.raises(HubUnavailableError, match="HF_HUB_OFFLINE"):
         repository(hub).require_writable()
     assert not hub.requests
+
+
+def test_a_hub_that_does_not_answer_is_exit_status_69(checkpoint, monkeypatch, capsys):
+    with socket.socket() as closed:  # bound and not listening: nobody else gets the port meanwhile
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        assert main(["push", checkpoint, "me/writer"]) == 69
+    said = capsys.readouterr().err
+    assert "`ID` is 'me/writer'" in said and "cannot be reached" in said and TOKEN not in said
 
 
 @pytest.mark.parametrize("name", ["", "a/b/c", "two words", "me/", "../up", "a--b"])

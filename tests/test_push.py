@@ -19,7 +19,7 @@ from safetensors.torch import load
 
 from diffusion_mlm import story_language
 from diffusion_mlm.cli import main
-from diffusion_mlm.cli.push import summary_of
+from diffusion_mlm.cli.push import PushArguments, summary_of
 from diffusion_mlm.hub import is_sealed
 from diffusion_mlm.remote_code import remote_source
 
@@ -292,6 +292,12 @@ def test_wrong_use_is_refused_without_the_network(arguments, says, capsys):
     assert main(["push", *arguments]) == 2
     out, err = capsys.readouterr()
     assert says in err and err.count("\n") == 1 and not out and "secret" not in err
+
+
+def test_what_repeats_a_push_has_all_that_was_asked_for(tmp_path):
+    args = PushArguments([str(tmp_path), "writer"], private=False, space="me/space", num_samples=0)
+    expected = f"diffusion-mlm push {tmp_path} me/writer --private false --num-samples 0 --space me/space"
+    assert args.command("me/writer") == expected
 
 
 def test_a_summary_of_another_model_is_left_out(tmp_path, capsys):

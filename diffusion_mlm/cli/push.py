@@ -1,6 +1,8 @@
 """`diffusion-mlm push DIR ID`: a model, its settings, its code and a measured card go to the Hub, or nothing does."""
 
+import dataclasses
 import json
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,8 +47,9 @@ class PushArguments:
     def __post_init__(self) -> None:
         if len(self.target) != 2:
             raise ValueError(
-                f"`push` takes a directory and an id, `diffusion-mlm push DIR ID`, not {len(self.target)} words. A token is "
-                f"none of them: set HF_TOKEN or use `hf auth login`."  # so the words, which may hold one, are not shown
+                # The words are not shown: one of them may be a token.
+                f"`push` takes a directory and an id, `diffusion-mlm push DIR ID`, not {len(self.target)} words. A "
+                f"token is none of them: set HF_TOKEN or use `hf auth login`."
             )
         if not Path(self.directory).is_dir():
             raise ValueError(f"`DIR` is {self.directory!r}, and there is no such directory.")
@@ -64,6 +67,18 @@ class PushArguments:
     @property
     def repo_id(self) -> str:
         return self.target[1]
+
+    def command(self, repo_id: str) -> str:
+        """What does the same again."""
+        words = ["diffusion-mlm", "push", self.directory, repo_id]
+        for of in dataclasses.fields(self):
+            value = getattr(self, of.name)
+            if of.name != "target" and value != of.default:
+                words += [
+                    f"--{of.name.replace('_', '-')}",
+                    str(value).lower() if isinstance(value, bool) else str(value),
+                ]
+        return shlex.join(words)
 
 
 def run(argv: list[str]) -> int:
@@ -92,25 +107,25 @@ def push(args: PushArguments, model: "HubRepository", space: "HubRepository | No
         NotAllowedError, HubUnavailableError: nothing was published; the message says how to repeat it.
     """
     from ..errors import HubUnavailableError, NotAllowedError
-    from ..hub import repeat_command
 
     for repository in (model, space):
         if repository is not None:
             repository.require_writable()
     files = files_to_push(args, model.id)
+    done = []
     try:
         model.create(args.private)
-        done = [model.publish(files, args.commit_message, overwrite_card=args.overwrite_card)]
-    except (HubUnavailableError, NotAllowedError) as error:
-        raise type(error)(
-            f"{error} Nothing was published, and {args.directory} is as it was. Repeat: "
-            f"{repeat_command(args.directory, model.id, *([] if args.private else ['--private', 'false']))}"
-        ) from error
-    if space is not None:
-        from ..space import space_files
+        done.append(model.publish(files, args.commit_message, overwrite_card=args.overwrite_card))
+        if space is not None:
+            from ..space import space_files
 
-        space.create(args.private)
-        done.append(space.publish(space_files(model.id), f"Show {model.id}", overwrite_card=True))
+            space.create(args.private)
+            done.append(space.publish(space_files(model.id), f"Show {model.id}", overwrite_card=True))
+    except (HubUnavailableError, NotAllowedError) as error:
+        state = f"{model.id} is published, the Space is not" if done else "Nothing was published"
+        raise type(error)(
+            f"{error} {state}; {args.directory} is as it was. Repeat: {args.command(model.id)}"
+        ) from error
     return done
 
 

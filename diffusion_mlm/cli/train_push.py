@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HubUnavailableError, NotAllowedError
-from ..hub import HubRepository, repeat_command
+from ..hub import HubRepository
 from .push import PushArguments, files_to_push
 
 if TYPE_CHECKING:
@@ -69,5 +69,5 @@ def push_final(trainer: "DiffusionTrainer", directory: Path) -> None:
         repository.publish(files_to_push(args, repository.id), "End of training", revision=trainer.args.hub_revision)
     except (HubUnavailableError, NotAllowedError) as error:
         raise type(error)(
-            f"{error} The model is saved in {directory}. Push it: {repeat_command(directory, repository.id)}"
+            f"{error} The model is saved in {directory}. Push it: {args.command(repository.id)}"
         ) from error
