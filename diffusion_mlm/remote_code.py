@@ -89,7 +89,7 @@ def remote_source() -> str:
             text = _renamed(definition, {old: new for old, new in renamed.items() if old != new}, module.name)
             if text not in texts and not any(text in earlier for _, earlier in sections):  # such as `logger = ...`
                 texts.append(text)
-        sections.append((f"# {module.name}.py: {module.summary}", texts))
+        sections.append((f"# {module.name.replace('.', '/')}.py: {module.summary}", texts))
     from . import __version__
 
     lines = [_HEADER.format(version=__version__), *_import_statements(set(imports.values())), ""]
@@ -118,7 +118,8 @@ def _import_statements(imports: set[tuple[str, str]]) -> list[str]:
 
 @cache
 def _read(name: str) -> _Module:
-    source = (_PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    *package, _ = parts = name.split(".")
+    source = _PACKAGE.joinpath(*parts).with_suffix(".py").read_text(encoding="utf-8")
     tree, lines = ast.parse(source), source.splitlines()
     module = _Module(name, (ast.get_docstring(tree) or "").splitlines()[0])
     for node in tree.body:
@@ -129,7 +130,8 @@ def _read(name: str) -> _Module:
             for alias in node.names:
                 local = alias.asname or alias.name
                 if node.level:
-                    module.ours[local] = (node.module or "", alias.name)
+                    above = package[: len(package) - node.level + 1]
+                    module.ours[local] = (".".join([*above, *filter(None, [node.module])]), alias.name)
                 else:
                     module.others[local] = (node.module or "", ast.unparse(alias))
         else:
@@ -198,7 +200,7 @@ def _final_names(reached: dict[str, set[str]], order: list[str]) -> dict[tuple[s
     for module in order:
         for name in reached[module]:
             clashes = len(texts[name]) > 1
-            final[module, name] = f"_{module}_{name.strip('_')}" if clashes else name
+            final[module, name] = f"_{module.replace('.', '_')}_{name.strip('_')}" if clashes else name
     for module in order:  # names that a module passes on, such as `DenoisingStep` of `denoising`
         for local, target in _read(module).ours.items():
             if target in final:

@@ -70,6 +70,16 @@ def test_names_that_mean_two_things_are_told_apart(merged):
     assert "# é: what stands before" in source
 
 
+def test_modules_of_packages_come_along(merged, tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "b.py").write_text(
+        '"""Inside."""\nfrom ..a import n\nfrom .c import m\ndef b(): return n + m\n'
+    )
+    (tmp_path / "inner" / "c.py").write_text('"""Beside."""\nm = 2\n')
+    source, found = merged("n = 1\n", "from .inner.b import b\nclass TextDiffusionPipeline:\n    value = b()\n")
+    assert found["TextDiffusionPipeline"].value == 3 and "# inner/b.py: Inside." in source
+
+
 def test_only_what_is_needed_comes_along_and_imports_are_joined(merged):
     source, _ = merged(
         "from math import pi, tau\nfrom json import dumps\ndef used(): return pi\ndef unused(): return dumps(tau)\n",
