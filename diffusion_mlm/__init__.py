@@ -27,6 +27,7 @@ _EXPORTS = {
     "sample_quality": "evaluation.sample_quality",
     "score": "evaluation.scoring",
     "stream": "generation",
+    "TextDiffusionPipeline": "pipeline",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"], key=str.casefold)
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .guidance import CandidateGuidance as CandidateGuidance
     from .infilling import infill as infill
     from .modeling import load_model as load_model
+    from .pipeline import TextDiffusionPipeline as TextDiffusionPipeline
     from .trainer import DiffusionTrainer as DiffusionTrainer
     from .training_args import DiffusionTrainingArguments as DiffusionTrainingArguments
 

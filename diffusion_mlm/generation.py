@@ -1,6 +1,7 @@
 """Text from a masked language model: `generate` for finished texts, `stream` for every step on the way."""
 
 import json
+import logging
 import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -30,6 +32,8 @@ from .guidance import require_guidance
 from .modeling import end_token_id, load_model, require_mask_token, unwrap
 from .row_steps import OnTextStep
 from .tokenization import decode_text
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -289,23 +293,31 @@ def resolve_config(
     return config
 
 
-def saved_generation_config(name_or_path: str, argument: str = "--checkpoint") -> DiffusionGenerationConfig:
-    """The settings saved beside a model, or the defaults; no weights are loaded.
+def saved_generation_config(
+    name_or_path: str, argument: str = "--checkpoint", revision: str | None = None
+) -> DiffusionGenerationConfig:
+    """The settings saved beside a model, or the defaults, with a warning if one cannot know; no weights are loaded.
 
     Raises:
         ValueError: `generation_config.json` is damaged or holds impossible settings.
     """
+    where = {"revision": revision} if revision is not None else {}
     try:
         # Of a greedy one transformers would warn that it has a nucleus, which it may well have.
-        saved = GenerationConfig.from_pretrained(name_or_path, do_sample=True)
+        saved = GenerationConfig.from_pretrained(name_or_path, do_sample=True, **where)
     except OSError as error:
         if (Path(name_or_path) / "generation_config.json").is_file():
             raise ValueError(f"`{argument}` is {name_or_path!r}, whose generation_config.json is no JSON.") from error
+        is_there_none = isinstance(error.__cause__, EntryNotFoundError)
+        if not Path(name_or_path).is_dir() and (
+            not is_there_none or isinstance(error.__cause__, LocalEntryNotFoundError)
+        ):
+            logger.warning("generation_config.json of %s cannot be read: the default settings hold.", name_or_path)
         return DiffusionGenerationConfig()  # a masked language model that was never trained here
     if not hasattr(saved, "schedule"):  # a file of transformers' own, which says nothing about diffusion
         return DiffusionGenerationConfig()
     try:
-        return DiffusionGenerationConfig.from_pretrained(name_or_path)
+        return DiffusionGenerationConfig.from_pretrained(name_or_path, **where)
     except ValueError as error:
         raise ValueError(f"`{argument}` is {name_or_path!r}; in its generation_config.json {error}") from error
 

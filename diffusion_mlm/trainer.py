@@ -21,6 +21,7 @@ from .data_sampler import WholeBatchSampler
 from .durable_trainer import DurableTrainer
 from .errors import NonFiniteLossError
 from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
+from .hub_training import PushingTrainer
 from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 _CORRUPTED, _UNITS, _PLACES = "corrupted", "units", "places"
 
 
-class DiffusionTrainer(AveragingTrainer, DurableTrainer):
+class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
     """Trains any masked language model as a masked diffusion model.
 
     What differs from `Trainer`, beside what `DurableTrainer` does for runs that are killed or stopped:
@@ -51,6 +52,7 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer):
       leaves in the model (see `averaging_trainer`).
     * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight or an
       average of the optimizer is NaN or infinite; the error names the rows.
+    * `push_to_hub` pushes what generation needs and nothing private, see `PushingTrainer`.
 
     Args:
         model (`PreTrainedModel`): a masked language model.

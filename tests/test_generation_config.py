@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GenerationConfig, RobertaForMaskedLM
@@ -303,3 +304,16 @@ def test_a_saved_greedy_config_is_read_without_warnings(tmp_path: Path, monkeypa
     assert warned, "transformers does not warn any more: the remedy may go."
     warned.clear()
     assert saved_generation_config(str(tmp_path)).sampling == "greedy" and not warned
+
+
+@pytest.mark.parametrize("cause, warns", [(EntryNotFoundError("none"), 0), (LocalEntryNotFoundError("offline"), 1)])
+def test_settings_that_cannot_be_read_are_not_the_defaults_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cause: Exception, warns: int
+) -> None:
+    def no_file(*args: Any, **kwargs: Any) -> None:
+        raise OSError("cannot be loaded") from cause
+
+    monkeypatch.setattr(GenerationConfig, "from_pretrained", no_file)
+    with caplog.at_level(logging.WARNING, "diffusion_mlm"):
+        assert values_of(saved_generation_config("me/writer")) == DEFAULTS
+    assert sum("cannot be read: the default settings hold" in text for text in caplog.messages) == warns

@@ -14,6 +14,8 @@ VERBS = {
     "evaluate": "measure how well a model knows a text: the likelihood bound, in nats per token and bits per byte",
     "score": "say how likely sentences are, and which of them is the likeliest",
     "sweep": "try many settings of generation and find the best at each number of forwards",
+    "push": "publish a model on the Hub, with its settings, its code and a measured card",
+    "doctor": "look for what is wrong with a model, a data set or this machine, and say what to do",
     "lm-eval": "run tasks of lm-evaluation-harness, with its own options",
 }
 
@@ -75,6 +77,10 @@ def _run(verb: str, argv: list[str]) -> int:
         from .score import run
     elif verb == "sweep":
         from .sweep import run
+    elif verb == "push":
+        from .push import run
+    elif verb == "doctor":
+        from .doctor import run
     else:
         from .harness import run
     return run(argv)

@@ -41,6 +41,7 @@ from ..tokenization import train_bpe, train_characters
 from ..trainer import DiffusionTrainer
 from .parsing import parse
 from .train_arguments import DataArguments, ModelArguments, TrainCommandArguments
+from .train_push import push_final, require_pushable, source_facts
 
 logger = logging.getLogger("diffusion_mlm")
 
@@ -76,6 +77,7 @@ def train(
     resume_from = resume_directory(args)
     check_output(args)
     require_reachable(model_args, data_args)
+    require_pushable(args)
     texts, eval_texts = load_both_texts(data_args, args.seed)
     if eval_texts is None and args.load_best_model_at_end:
         raise ValueError(
@@ -124,6 +126,7 @@ def train(
         eval_dataset=eval_rows,
         callbacks=[SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)],
     )
+    trainer.card_facts = {"source": source_facts(model_args, data_args, args), "training_text": str(report)}
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLineCallback)
@@ -137,6 +140,7 @@ def train(
         logger.info(line)
     if trainer.is_world_process_zero():
         write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
+    push_final(trainer, final_directory)
     logger.info("saved to %s; write with: python generate.py --checkpoint %s", final_directory, final_directory)
     return metrics
 
@@ -353,6 +357,7 @@ def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, floa
     }
     seconds = next((log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log), None)
     summary = {
+        "source": trainer.card_facts.get("source"),
         "parameters": trainer.model.num_parameters(),
         "steps": trainer.state.global_step,
         "rows_per_step": trainer.args.train_batch_size

@@ -1,0 +1,125 @@
+"""Pushes of a trainer while it trains, to a Hub on the loopback address."""
+
+import logging
+import threading
+import types
+
+import pytest
+from loopback_hub import TOKEN, Fault, LoopbackHub
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from diffusion_mlm import DiffusionGenerationConfig, DiffusionTrainer, DiffusionTrainingArguments
+from diffusion_mlm.errors import HubUnavailableError, NotAllowedError
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", types.SimpleNamespace(sleep=lambda seconds: None))
+    monkeypatch.setattr("diffusion_mlm.hub._WAITS", (0.0, 0.0))
+    with LoopbackHub().serving() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.endpoint)
+        yield hub
+
+
+class Release(TrainerCallback):
+    """Sets an event once step 2 is saved."""
+
+    def __init__(self):
+        self.event = threading.Event()
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.global_step == 2:
+            self.event.set()
+
+
+def trainer(model, tokenizer, output_dir, callbacks=(), **options):
+    options = {"save_strategy": "steps", "hub_model_id": "me/run", "hub_token": TOKEN, **options}
+    args = DiffusionTrainingArguments(
+        output_dir=str(output_dir),
+        per_device_train_batch_size=2,
+        max_steps=2,
+        save_steps=1,
+        push_to_hub=True,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    rows = [{"input_ids": [0, *range(5 + row, 13 + row), 2]} for row in range(8)]
+    return DiffusionTrainer(model, args, processing_class=tokenizer, train_dataset=rows, callbacks=list(callbacks))
+
+
+def messages(hub):
+    return [commit.message for commit in hub.repository("me/run").commits[1:]]
+
+
+def folders(hub):
+    return {name.split("/")[0] for name in hub.files("me/run") if "/" in name}
+
+
+@pytest.mark.parametrize(
+    "strategy, pushed, kept",
+    [
+        ("end", [], set()),
+        ("every_save", [1, 2], set()),
+        ("checkpoint", [1, 2], {"last-checkpoint"}),
+        ("all_checkpoints", [1, 2], {"checkpoint-1", "checkpoint-2"}),
+    ],
+)
+def test_every_strategy_pushes_what_it_says(hub, tiny_roberta, story_tokenizer, tmp_path, strategy, pushed, kept):
+    tiny_roberta.generation_config = DiffusionGenerationConfig(steps=7)
+    training = trainer(tiny_roberta, story_tokenizer, tmp_path, hub_strategy=strategy, hub_always_push=True)
+    assert hub.repository("me/run").private  # it is there before training
+    training.train()
+    assert messages(hub) == [f"Training in progress, step {step}" for step in pushed]
+    assert folders(hub) == kept
+    if pushed:
+        assert b'"steps": 7' in hub.files("me/run")["generation_config.json"]
+        assert b"Training goes on: this is the model of step 2" in hub.files("me/run")["README.md"]
+    published = training.push_to_hub()
+    assert messages(hub)[-1] == "End of training" and published.sha == hub.repository("me/run").head.sha
+    assert b"Training goes on" not in hub.files("me/run")["README.md"]
+    assert not any(name.endswith("training_args.bin") for name in hub.files("me/run"))
+    assert not list(tmp_path.glob("_push-*"))
+
+
+def test_a_push_sends_what_was_saved_even_if_it_has_gone_since(hub, tiny_roberta, story_tokenizer, tmp_path):
+    release, kept = Release(), tmp_path / "kept"
+    hub.faults.append(Fault("POST", "/preupload/", before=lambda: release.event.wait(30)))
+
+    class Keep(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                kept.write_bytes((tmp_path / "run" / "checkpoint-1" / "model.safetensors").read_bytes())
+
+    training = trainer(tiny_roberta, story_tokenizer, tmp_path / "run", [Keep(), release], save_total_limit=1)
+    training.train()
+    assert not (tmp_path / "run" / "checkpoint-1").exists()
+    assert messages(hub) == ["Training in progress, step 1"]  # that of step 2 had to wait, and was left out
+    assert hub.files("me/run")["model.safetensors"] == kept.read_bytes()
+
+
+def test_a_push_that_fails_is_reported_and_the_last_one_raises(hub, tiny_roberta, story_tokenizer, tmp_path, caplog):
+    hub.faults.append(Fault("POST", "/commit/", 500, times=99))
+    training = trainer(tiny_roberta, story_tokenizer, tmp_path)
+    with caplog.at_level(logging.WARNING, "diffusion_mlm"):
+        training.train()
+    assert training.state.global_step == 2
+    assert any("A push failed, and training goes on. `hub_model_id`" in text for text in caplog.messages)
+    with pytest.raises(HubUnavailableError, match="status 500"):
+        training.push_to_hub()
+    assert load_file(tmp_path / "model.safetensors")
+    assert messages(hub) == []
+
+
+def test_nobody_trains_who_may_not_push(hub, tiny_roberta, story_tokenizer, tmp_path):
+    with pytest.raises(NotAllowedError, match="`hub_model_id` is 'somebody/run', but me may not write there"):
+        trainer(tiny_roberta, story_tokenizer, tmp_path, hub_model_id="somebody/run")
+
+
+def test_a_token_is_not_saved(hub, tiny_roberta, story_tokenizer, tmp_path):
+    training = trainer(tiny_roberta, story_tokenizer, tmp_path, hub_strategy="end")
+    training.save_model(str(tmp_path / "model"), _internal_call=True)
+    assert TOKEN.encode() not in (tmp_path / "model" / "training_args.bin").read_bytes()
+    assert training.args.hub_token == TOKEN
