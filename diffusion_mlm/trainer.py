@@ -15,12 +15,15 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 from .corruption import CorruptedBatch
 from .data_collator import DataCollatorForMaskedDiffusion
 from .data_sampler import WholeBatchSampler
+from .data_stream import stream_loader
 from .errors import NonFiniteLossError
 from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
 from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
 from .randomness import fold_in, make_key
+from .sharding import all_finite, fsdp_was_asked_for, require_sharding, shard_model
+from .throughput import Throughput
 from .training_args import DiffusionTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -98,6 +101,9 @@ class DiffusionTrainer(Trainer):
         self._forbidden = torch.tensor(forbidden_token_ids(tokenizer, self._generates_end, vocab_size))
         self._bucket_nats = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
         self._bucket_counts = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
+        self._throughput = Throughput()
+        self._ended_pass: Iterator | None = None  # over a stream
+        self._streamed_eval: tuple[Any, list[Any]] = (None, [])
         super().__init__(
             model=model,
             args=args,
@@ -107,6 +113,19 @@ class DiffusionTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False  # the Trainer need not count tokens: the stock loss is not used
         selects_rows(unwrap(self.model))
+
+    # Processes
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if fsdp_was_asked_for(self.args):
+            state = self.accelerator.state
+            require_sharding(getattr(state, "fsdp_plugin", None), state.distributed_type.value)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled:
+            shard_model(self.model, self.accelerator.state.fsdp_plugin)  # before the optimizer takes its parameters
+        return super()._prepare_for_training(*args, **kwargs)
 
     # Data
 
@@ -127,12 +146,31 @@ class DiffusionTrainer(Trainer):
             )
         return sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's; a stream is divided among processes, and each pass over it ends with whole batches."""
+        if self.train_dataset is None or has_length(self.train_dataset):
+            return super().get_train_dataloader()
+        return self.accelerator.prepare(stream_loader(self.train_dataset, self.data_collator, self.args))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The Trainer's; of a stream, the rows are kept, so that each is counted once."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
+        if chosen is None or has_length(chosen):
+            return super().get_eval_dataloader(eval_dataset)
+        if chosen is not self._streamed_eval[0]:
+            self._streamed_eval = (chosen, list(chosen))
+        return super().get_eval_dataloader(self._streamed_eval[1])
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """Fetches the micro-batches of one optimizer step and masks them as one global batch."""
+        if epoch_iterator is self._ended_pass:
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if len(batches) < num_batches:  # the end of a stream; the Trainer would add these gradients to the next step
+        if not self._everyone_has(len(batches) == num_batches, device):
+            self._ended_pass = epoch_iterator  # the Trainer would add these gradients to the next step
             return [], None
         key = make_key(self.args.seed, "train", self.state.global_step)
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -145,11 +183,18 @@ class DiffusionTrainer(Trainer):
             start += processes * size
             corrupted = self._corrupt(batch, fold_in(key, rows), self._process.times(key, rows, global_batch))
             batch[_CORRUPTED] = corrupted
+            self._throughput.add(batch["attention_mask"])
             units += objective_units(self.args.objective, corrupted)
         units = self.accelerator.reduce(units, reduction="sum")
         for batch in batches:
             batch[_UNITS] = units
         return batches, None
+
+    def _everyone_has(self, batches: bool, device: torch.device) -> bool:
+        """Whether a step can be made; the parts of a stream may differ in length, and all processes end together."""
+        if self.accelerator.num_processes == 1 or has_length(self.train_dataset):
+            return batches
+        return bool(self.accelerator.reduce(torch.tensor(int(not batches), device=device), reduction="sum") == 0)
 
     def _corrupt(self, batch: dict[str, Any], keys: Tensor, t: Tensor) -> CorruptedBatch:
         labels = batch.pop("labels").to(keys.device)  # clean tokens where maskable, -100 elsewhere
@@ -217,7 +262,7 @@ class DiffusionTrainer(Trainer):
 
     def _require_finite_weights(self) -> None:
         for name, parameter in unwrap(self.model).named_parameters():
-            if not torch.isfinite(parameter).all():
+            if not all_finite(parameter):
                 raise NonFiniteLossError(
                     f"The weights {name} are not finite after step {self.state.global_step}. Lower `learning_rate` "
                     f"(now {self.args.learning_rate:g}); checkpoints saved before are intact."
@@ -241,7 +286,16 @@ class DiffusionTrainer(Trainer):
             counts = self.accelerator.reduce(self._bucket_counts.to(self.args.device), reduction="sum")
             logs.update(bucket_logs("", nats, counts))
             self._bucket_nats, self._bucket_counts = torch.zeros_like(nats), torch.zeros_like(counts)
+            rate = self._throughput.tokens_per_second(lambda count: self.accelerator.reduce(count, reduction="sum"))
+            if rate is not None:
+                logs["tokens_per_second"] = rate
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        pauses = self.control.should_evaluate or self.control.should_save  # type: ignore[has-type]
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if pauses:
+            self._throughput.restart()
 
     # Evaluation
 

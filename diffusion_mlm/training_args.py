@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -133,14 +134,26 @@ class DiffusionTrainingArguments(TrainingArguments):
                 "`remove_unused_columns` must be False, not True: the column `prompt_length` would vanish unseen and "
                 "prompts would be masked. Other columns do no harm."
             )
+        if str(self.fsdp).lower() in ("true", "false"):  # as a YAML file has it; transformers knows the bare flag only
+            self.fsdp = str(self.fsdp).lower() == "true" or None  # type: ignore[assignment]
         optim = self.optim
         if optim == "muon":  # unknown to transformers: `DiffusionTrainer.create_optimizer` makes it
             self.optim = "adamw_torch_fused"
         if not torch.accelerator.is_available() and not is_torch_xla_available():
             self.use_cpu = True  # unless it is said, the processes of `torchrun` each train a model of their own
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:  # type: ignore[union-attr]
+            self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]  # each process reads its part
         if optim == "muon":
             self.optim = optim
+
+    def to_dict(self) -> dict[str, Any]:
+        """As trackers get it: without tokens (transformers sees to that), and of absolute paths the name alone."""
+        settings = super().to_dict()
+        local = {
+            name: value for name, value in settings.items() if isinstance(value, str) and Path(value).is_absolute()
+        }
+        return {**settings, **{name: Path(value).name for name, value in local.items()}}
 
     @property
     def prefix(self) -> int | str:

@@ -3,10 +3,6 @@
 import copy
 import hashlib
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -221,58 +217,6 @@ def test_the_stock_trainer_grows_the_loss_with_accumulation(tmp_path):
     once = loss_of(8, 1, scaled=True)
     assert loss_of(1, 8, scaled=True) == pytest.approx(8 * once, rel=0.02)
     assert loss_of(1, 8, scaled=False) == pytest.approx(once, rel=0.02)
-
-
-# A function, so that two processes can run it: `python -m torch.distributed.run` starts this file as a script.
-
-
-def train_and_evaluate(directory, batch_size):
-    """Losses, bound and weights of a few steps in a global batch of 16, for each objective."""
-    results = {}
-    for objective in OBJECTIVES:
-        trainer = make_trainer(
-            directory,
-            rows=make_rows(37),  # 2 steps per epoch, 5 rows left out
-            eval_dataset=make_rows(13, first=50),  # odd, so that two processes repeat rows
-            objective=objective,
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=3,
-            gradient_accumulation_steps=2,
-            max_steps=5 if objective == "elbo" else 2,
-        )
-        trainer.train()
-        metrics = trainer.evaluate()
-        results[objective] = {
-            "loss": logged(trainer),
-            "by_mask_rate": [
-                {name: value for name, value in entry.items() if name.startswith("loss_mask_rate")}
-                for entry in trainer.state.log_history
-                if "loss" in entry
-            ],
-            "eval": {name: metrics[name] for name in metrics if "loss" in name or "num_tokens" in name},
-            "weights": {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()},
-        }
-    return results
-
-
-def test_two_processes_train_and_evaluate_like_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = torch.load(tmp_path / "results.pt")
-    one = train_and_evaluate(tmp_path, batch_size=8)
-    for objective in OBJECTIVES:
-        assert two[objective]["loss"] == pytest.approx(one[objective]["loss"], abs=1e-6)
-        assert two[objective]["eval"] == pytest.approx(one[objective]["eval"], abs=1e-6)
-        for left, right in zip(two[objective]["by_mask_rate"], one[objective]["by_mask_rate"], strict=True):
-            assert left == pytest.approx(right, abs=1e-5)
-        for name, tensor in one[objective]["weights"].items():
-            if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding, which Adam scales up
-                continue
-            torch.testing.assert_close(two[objective]["weights"][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 # Runs that are stopped and resumed
@@ -667,11 +611,3 @@ def test_logs_are_short_lines(tmp_path, caplog):
     lines = [record.message for record in caplog.records if record.message.startswith("step")]
     assert [line.split()[:3] for line in lines] == [["step", "1", "loss"], ["step", "2", "loss"]]
     assert all("learning_rate" in line and "mask_rate" not in line for line in lines)
-
-
-if __name__ == "__main__":
-    directory = Path(sys.argv[1])
-    found = train_and_evaluate(directory, batch_size=4)
-    if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
-        torch.save(found, directory / "results.pt")
-    torch.distributed.destroy_process_group()  # a process that ends with its threads alive may be aborted

@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from .. import __version__, story_language
-from ..callbacks import LogLineCallback, SampleTextCallback
+from ..callbacks import LogFileCallback, LogLineCallback, SampleTextCallback
 from ..checkpoints import STORIES_MLM
 from ..data import (
     DataReport,
@@ -31,9 +31,12 @@ from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
 from ..hub_access import require_repository
 from ..modeling import build_model, context_length, load_model, preset_config, require_mask_token
+from ..sharding import whole_state_dict
 from ..tokenization import train_bpe, train_characters
 from ..trainer import DiffusionTrainer
+from . import VERBS
 from .parsing import parse
+from .run_summary import run_summary
 from .train_arguments import DataArguments, ModelArguments, TrainCommandArguments
 
 logger = logging.getLogger("diffusion_mlm")
@@ -87,20 +90,24 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
         WholeBatchSampler(len(train_rows), global_batch, args.seed)  # refuses data smaller than one global batch
     final_directory = make_output(args)  # nothing is written before this
 
+    if Path(model.config._name_or_path).is_absolute():  # trackers are given the configuration
+        model.config._name_or_path = Path(model.config._name_or_path).name
     model.config.diffusion = training_facts(args, max_length)
     generation_config = DiffusionGenerationConfig()
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # there is nothing to pin memory for
     if eval_rows is None:
         args.eval_strategy = "no"
+    samples = SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)
     trainer = DiffusionTrainer(
         model,
         args,
         processing_class=tokenizer,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        callbacks=[SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)],
+        callbacks=[samples, LogFileCallback(final_directory.with_name("log.jsonl"))],
     )
+    samples.log = trainer.log
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLineCallback)
@@ -113,8 +120,9 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
             line += f" (the language itself: {story_language.entropy_per_token():.4f})"
         logger.info(line)
     if trainer.is_world_process_zero():
-        write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
-    logger.info("saved to %s; write with: python generate.py --checkpoint %s", final_directory, final_directory)
+        summary = write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
+        eval_file = data_args.eval_file[0] if data_args.eval_file else None
+        logger.info(run_summary(final_directory.parent, summary, verbs=VERBS, eval_file=eval_file))
     return metrics
 
 
@@ -303,8 +311,10 @@ def training_facts(args: TrainCommandArguments, max_length: int) -> dict[str, An
     }
 
 
-def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport) -> None:
-    """Writes what was trained on what, for how long, and how well, as strict JSON."""
+def write_summary(
+    path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport
+) -> dict[str, Any]:
+    """Writes what was trained on what, for how long, and how well, as strict JSON; returns it."""
     buckets = {
         name.removeprefix("eval_loss_mask_rate_"): nats for name, nats in metrics.items() if "mask_rate" in name
     }
@@ -325,6 +335,7 @@ def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, floa
         "diffusion": trainer.model.config.diffusion,
     }
     path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return summary
 
 
 def save_final(
@@ -334,12 +345,13 @@ def save_final(
     directory: Path,
 ) -> None:
     """Writes model, tokenizer and generation config beside the target, then puts them in its place."""
+    weights = whole_state_dict(trainer.model)
     if not trainer.is_world_process_zero():
         return
     fresh = directory.with_name(directory.name + ".tmp")
     shutil.rmtree(fresh, ignore_errors=True)
     with torch.no_grad():
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(fresh)
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(fresh, state_dict=weights)
     tokenizer.save_pretrained(fresh)
     generation_config.save_pretrained(fresh)
     for file in fresh.iterdir():  # safetensors come out readable by the owner alone, whatever the umask
