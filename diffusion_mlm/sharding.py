@@ -125,6 +125,8 @@ def whole_state_dict(model: nn.Module) -> dict[str, Tensor] | None:
         return None
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    weights: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     return {name: weight for name, weight in weights.items() if name not in tied}

@@ -134,8 +134,9 @@ class DiffusionTrainingArguments(TrainingArguments):
                 "`remove_unused_columns` must be False, not True: the column `prompt_length` would vanish unseen and "
                 "prompts would be masked. Other columns do no harm."
             )
-        if str(self.fsdp).lower() in ("true", "false"):  # as a YAML file has it; transformers knows the bare flag only
-            self.fsdp = str(self.fsdp).lower() == "true" or None  # type: ignore[assignment]
+        fsdp = str(self.fsdp).lower()  # type: ignore[has-type]
+        if fsdp in ("true", "false"):  # as a YAML file has it; transformers knows the bare flag only
+            self.fsdp = fsdp == "true" or None  # type: ignore[assignment]
         optim = self.optim
         if optim == "muon":  # unknown to transformers: `DiffusionTrainer.create_optimizer` makes it
             self.optim = "adamw_torch_fused"

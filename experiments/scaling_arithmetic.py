@@ -2,7 +2,7 @@
 
     python experiments/scaling_arithmetic.py            # the tables of docs/scaling.md
 
-Parameters are counted on models built without memory. What a step holds is added up below, in bytes; the sum is held
+What a step holds is added up below, in bytes; the sum is held
 against the peak that results/training_speed_h100.json measured for roberta-base. Times take the floating-point rate
 that was reached there, for every model, and no time at all for what GPUs say to each other: they are bounds from below
 for the time of several GPUs, and nothing but roberta-base on one GPU was measured.
@@ -12,17 +12,12 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import RobertaConfig, RobertaForMaskedLM, XLMRobertaXLConfig, XLMRobertaXLForMaskedLM
 
 MEASURED = Path(__file__).parents[1] / "results/training_speed_h100.json"
 MASK_RATE = 0.5  # the mean over the rates of training
 ROWS, LENGTH = 32, 512
 
-# Bytes per parameter: float32 weights, their gradients, the two moments of AdamW, and the bfloat16 copies of the weights
-# that autocast makes.
+# Bytes per parameter: float32 weights, their gradients, the two moments of AdamW, and the bfloat16 copies of autocast.
 WEIGHTS, GRADIENTS, MOMENTS, COPIES = 4, 4, 8, 2
 # Bytes per token, layer and unit of width that autograd keeps under bfloat16 autocast: what each operation saves.
 LAYER = {
@@ -49,24 +44,16 @@ class Size:
     name: str
     layers: int
     width: int
-    heads: int
     vocabulary: int
-    is_xl: bool = False
 
     def parameters(self) -> int:
-        shape: dict[str, Any] = {
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.width,
-            "num_attention_heads": self.heads,
-            "vocab_size": self.vocabulary,
-            "intermediate_size": 4 * self.width,
-            "max_position_embeddings": 514,
-            "type_vocab_size": 1,
-        }
-        with torch.device("meta"):
-            if self.is_xl:
-                return XLMRobertaXLForMaskedLM(XLMRobertaXLConfig(**shape)).num_parameters()
-            return RobertaForMaskedLM(RobertaConfig(**shape)).num_parameters()
+        """Of `RobertaForMaskedLM` or `XLMRobertaXLForMaskedLM` with 514 positions; the head shares the embeddings."""
+        width = self.width
+        norm = 2 * width
+        embeddings = (self.vocabulary + 514 + 1) * width + norm  # XL has the norm behind the layers
+        layer = 4 * (width**2 + width) + (2 * 4 * width**2 + 5 * width) + 2 * norm
+        head = width**2 + width + norm + self.vocabulary
+        return embeddings + self.layers * layer + head
 
     def kept_bytes(self, again: bool) -> float:
         """Of one batch, for the way back: with every layer computed again (`again`), or kept."""
@@ -94,12 +81,12 @@ class Size:
 
 
 SIZES = [
-    Size("roberta-base", 12, 768, 12, 50265),
-    Size("roberta-large", 24, 1024, 16, 50265),
-    Size("xlm-roberta-base", 12, 768, 12, 250002),
-    Size("xlm-roberta-large", 24, 1024, 16, 250002),
-    Size("xlm-roberta-xl", 36, 2560, 32, 250880, is_xl=True),
-    Size("xlm-roberta-xxl", 48, 4096, 32, 250880, is_xl=True),
+    Size("roberta-base", 12, 768, 50265),
+    Size("roberta-large", 24, 1024, 50265),
+    Size("xlm-roberta-base", 12, 768, 250002),
+    Size("xlm-roberta-large", 24, 1024, 250002),
+    Size("xlm-roberta-xl", 36, 2560, 250880),
+    Size("xlm-roberta-xxl", 48, 4096, 250880),
 ]
 
 

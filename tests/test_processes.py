@@ -172,7 +172,7 @@ def two(tmp_path_factory):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(
-        [*command, __file__, str(directory)], env=environment, capture_output=True, text=True, timeout=300, check=False
+        [*command, __file__, str(directory)], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return directory, [torch.load(directory / f"rank{rank}.pt") for rank in (0, 1)]
