@@ -107,8 +107,9 @@ class LogFileCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not state.is_world_process_zero:
             return
-        lines = self.path.read_text(encoding="utf-8").splitlines() if state.global_step and self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= state.global_step]
+        # What follows the last line break was being written when the run before was killed.
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1] if self.path.exists() else []
+        kept = [line for line in lines if state.global_step and json.loads(line)["step"] <= state.global_step]
         self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

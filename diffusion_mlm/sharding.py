@@ -1,6 +1,7 @@
 """FSDP2: the weights, gradients and optimizer states of a masked language model divided among processes."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,9 +63,11 @@ def shard_model(model: nn.Module, plugin: Any, mesh: Any = None) -> None:
 
     if isinstance(model, FSDPModule):
         return
+    # Gradients are summed over processes in float32, as without sharding; accelerate would sum them in bfloat16.
+    policy = replace(plugin.mixed_precision_policy or MixedPrecisionPolicy(), reduce_dtype=torch.float32)
     settings: dict[str, Any] = {
         "mesh": mesh,
-        "mp_policy": plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+        "mp_policy": policy,
         "offload_policy": plugin.cpu_offload,
     }
     for layer in layers_to_shard(model, plugin.transformer_cls_names_to_wrap):

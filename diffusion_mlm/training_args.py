@@ -137,6 +137,9 @@ class DiffusionTrainingArguments(TrainingArguments):
         fsdp = str(self.fsdp).lower()  # type: ignore[has-type]
         if fsdp in ("true", "false"):  # as a YAML file has it; transformers knows the bare flag only
             self.fsdp = fsdp == "true" or None  # type: ignore[assignment]
+        trackers = self.report_to  # type: ignore[has-type]
+        if isinstance(trackers, str) and "," in trackers:
+            self.report_to = trackers.split(",")  # the command line takes one word
         optim = self.optim
         if optim == "muon":  # unknown to transformers: `DiffusionTrainer.create_optimizer` makes it
             self.optim = "adamw_torch_fused"

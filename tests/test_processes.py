@@ -52,7 +52,7 @@ class RecordingTrainer(DiffusionTrainer):
         return super().compute_loss(model, inputs, **kwargs)
 
 
-def train(directory, num_processes, rows=None, callbacks=(), **settings):
+def train(directory, num_processes, rows=None, callbacks=(), resume_from=None, **settings):
     """Some steps of a global batch of 16, and the bound of 13 texts, which two processes cannot share evenly."""
     defaults = {
         "per_device_train_batch_size": 8 // num_processes,
@@ -75,7 +75,7 @@ def train(directory, num_processes, rows=None, callbacks=(), **settings):
         eval_dataset=make_rows(13, first=50),
         callbacks=list(callbacks),
     )
-    trainer.train()
+    trainer.train(resume_from_checkpoint=resume_from)
     return trainer
 
 
@@ -154,6 +154,8 @@ def work(directory):
     found["fsdp"] = results(trainer)
     found["written"] = [message for message in messages if "writes" in message]
     save_final(trainer, TOKENIZER, generation, directory / "fsdp" / "final-model")
+    resumed = train(directory / "resumed", 2, resume_from=str(directory / "fsdp" / "checkpoint-2"), **fsdp)
+    found["resumed"] = resumed.accelerator.get_state_dict(resumed.model)
     if rank == 1:
         trainer.model.lm_head.bias._local_tensor.data[-1] = float("nan")
     try:
@@ -224,6 +226,13 @@ def test_what_fsdp_saves_is_an_ordinary_roberta(two):
         assert torch.equal(tensor, found["fsdp"]["weights"][name]), name
     stored = load_file(directory / "fsdp" / "final-model" / "model.safetensors")
     assert set(stored) == set(model.state_dict()) - {"lm_head.decoder.weight", "lm_head.decoder.bias"}
+
+
+def test_a_run_under_fsdp_is_resumed_to_the_same_weights(two):
+    found = two[1][0]
+    assert found["resumed"] and all(
+        torch.equal(tensor, found["fsdp"]["weights"][name]) for name, tensor in found["resumed"].items()
+    )
 
 
 def test_under_fsdp_all_processes_write_samples_and_the_first_one_says_them(two):

@@ -26,10 +26,12 @@ def test_the_summary_names_what_is_there_and_what_to_do_next(tmp_path):
 
 
 def test_what_is_not_there_is_left_out(tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
     text = run_summary(tmp_path, {**FACTS, "train_seconds": 61.2})
     assert text.splitlines() == [
         "Trained 1,234,567 parameters for 1,000 steps of 256 rows in 1 min 1 s; nothing was held out.",
         f"  model        {tmp_path}/final-model",
+        f"  checkpoints  {tmp_path}/checkpoint-7",
     ]
 
 

@@ -110,3 +110,8 @@ def test_fsdp_is_read_from_a_file_as_from_the_command_line(tmp_path, written, me
     args = DiffusionTrainingArguments(str(tmp_path), use_cpu=True, fsdp=written, fsdp_config={"version": "2"})
     assert args.fsdp == meant
     assert (args.fsdp_plugin_args or {}).get("fsdp_version") == (2 if meant else None)
+
+
+def test_several_trackers_are_one_word_on_the_command_line(tmp_path):
+    args = DiffusionTrainingArguments(str(tmp_path), use_cpu=True, report_to="tensorboard,trackio")
+    assert args.report_to == ["tensorboard", "trackio"]

@@ -76,6 +76,7 @@ def test_a_resumed_run_goes_on_in_its_log_file_and_a_new_one_begins_it_anew(tmp_
         return [(line["step"], line["loss"]) for line in map(json.loads, path.read_text().splitlines())]
 
     assert run(0, 3) == [(1, 3.0), (2, 3.0), (3, 3.0)]
+    path.write_text(path.read_text() + '{"step": 4, "lo')  # killed while it wrote
     assert run(2, 4) == [(1, 3.0), (2, 3.0), (3, 4.0), (4, 4.0)]
     assert run(0, 1) == [(1, 1.0)]
 

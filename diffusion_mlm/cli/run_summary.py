@@ -64,7 +64,8 @@ def _checkpoints(directory: Path) -> str | None:
     steps = sorted(
         int(path.name.split("-")[1]) for path in directory.glob("checkpoint-*") if path.name[11:].isdecimal()
     )
-    return f"{directory / 'checkpoint-'}{{{','.join(map(str, steps))}}}" if steps else None
+    last = ",".join(map(str, steps))
+    return f"{directory / 'checkpoint-'}{last if len(steps) == 1 else '{' + last + '}'}" if steps else None
 
 
 def _if_there(path: Path) -> str | None:

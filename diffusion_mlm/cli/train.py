@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def train(model_args: ModelArguments, data_args: DataArguments, args: TrainComma
         WholeBatchSampler(len(train_rows), global_batch, args.seed)  # refuses data smaller than one global batch
     final_directory = make_output(args)  # nothing is written before this
 
+    if args.run_name is None:  # trackers that end with training would begin another run for the last evaluation
+        args.run_name = f"{Path(str(args.output_dir)).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if Path(model.config._name_or_path).is_absolute():  # trackers are given the configuration
         model.config._name_or_path = Path(model.config._name_or_path).name
     model.config.diffusion = training_facts(args, max_length)
