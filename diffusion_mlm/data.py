@@ -9,7 +9,7 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -133,7 +133,7 @@ def train_validation_split(
 
     Which texts validate is drawn at random, by `seed` and the number of texts alone; both parts keep the order of the
     texts. Equal texts may still stand in both. A single text (`text_unit="file"`) is cut in two by characters, and its
-    end validates. Of a stream, the first texts validate.
+    end validates. Of a stream, the first texts validate: they are read at once, and no text equal to one is left.
 
     Args:
         dataset: of texts, before it is packed.
@@ -161,7 +161,9 @@ def train_validation_split(
             raise ValueError(
                 f"`validation` is the share {validation}, but a stream has no known length: pass a number of texts."
             )
-        return dataset.skip(int(number)), dataset.take(int(number))
+        # Read now: `skip` and `take` count anew in each part of a stream, so that processes would train on these.
+        held_out = Dataset.from_list(list(dataset.take(int(number))))
+        return dataset.filter(_IsOther(held_out["text"]), input_columns=["text"]), held_out
     size = len(dataset)
     if size == 1 and is_share and dataset.column_names == ["text"]:
         return _cut_in_two(dataset[0]["text"], number)
@@ -177,6 +179,16 @@ def train_validation_split(
     chosen = torch.zeros(size, dtype=torch.bool)
     chosen[draws.argsort(stable=True)[:count]] = True
     return dataset.select((~chosen).nonzero()[:, 0].numpy()), dataset.select(chosen.nonzero()[:, 0].numpy())
+
+
+class _IsOther:
+    """Whether a text is none of those held out."""
+
+    def __init__(self, held_out: Iterable[str]) -> None:
+        self.held_out = frozenset(held_out)
+
+    def __call__(self, text: str) -> bool:
+        return text not in self.held_out
 
 
 def _cut_in_two(text: str, share: float) -> "tuple[Dataset, Dataset]":

@@ -18,6 +18,7 @@ from .batch_fingerprint import bad_rows, name_rows, row_fingerprint, rows_of_ste
 from .corruption import CorruptedBatch
 from .data_collator import DataCollatorForMaskedDiffusion
 from .data_sampler import WholeBatchSampler
+from .data_stream import has_shards_for_all, loader_of_own_shards
 from .durable_trainer import DurableTrainer
 from .errors import NonFiniteLossError
 from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
@@ -27,6 +28,8 @@ from .objectives import objective_sum, objective_units, row_means, scored_positi
 from .optimizers import MuonWithAdamW
 from .randomness import fold_in, make_key
 from .rate_distributions import ImportanceRates
+from .sharding import all_finite, fsdp_was_asked_for, require_sharding, shard_model
+from .throughput import Throughput
 from .token_weights import rare_token_weights, token_counts
 from .training_args import DiffusionTrainingArguments
 
@@ -116,6 +119,8 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
         self._bucket_nats = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
         self._bucket_counts = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
         self._first_bad_step = torch.tensor(-1)
+        self._throughput = Throughput()
+        self._streamed_eval: tuple[Any, list[Any]] = (None, [])
         super().__init__(
             model=model,
             args=args,
@@ -130,6 +135,19 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         selects_rows(unwrap(self.model))
+
+    # Processes
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        if fsdp_was_asked_for(self.args):
+            state = self.accelerator.state
+            require_sharding(getattr(state, "fsdp_plugin", None), state.distributed_type.value)
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled:
+            shard_model(self.model, self.accelerator.state.fsdp_plugin)  # before the optimizer takes its parameters
+        return super()._prepare_for_training(*args, **kwargs)
 
     # Data
 
@@ -150,11 +168,28 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
             )
         return sampler
 
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, but for a stream with shards for every process: see `data_stream`."""
+        if self.train_dataset is not None and has_shards_for_all(self.train_dataset, self.accelerator.num_processes):
+            return loader_of_own_shards(self.train_dataset, self.data_collator, self.args, self.accelerator)
+        return super().get_train_dataloader()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The Trainer's; of a stream, the rows are kept, so that each is counted once."""
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
+        if chosen is None or has_length(chosen):
+            return super().get_eval_dataloader(eval_dataset)
+        if chosen is not self._streamed_eval[0]:
+            self._streamed_eval = (chosen, list(chosen))
+        return super().get_eval_dataloader(self._streamed_eval[1])
+
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """Fetches the micro-batches of one optimizer step and masks them as one global batch."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._require_rows(len(batches) == num_batches, device)
         if len(batches) < num_batches:  # the end of a stream of known length; the Trainer would add to the next step
             return [], None
         self._learn_rates()
@@ -169,11 +204,23 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
             start += processes * size
             corrupted = self._corrupt(batch, fold_in(key, rows), self._process.times(key, rows, global_batch))
             batch[_CORRUPTED], batch[_PLACES] = corrupted, rows
+            self._throughput.add(batch["attention_mask"])
             units += objective_units(self.args.objective, corrupted)
         units = self.accelerator.reduce(units, reduction="sum")
         for batch in batches:
             batch[_UNITS] = units
         return batches, None
+
+    def _require_rows(self, here: bool, device: torch.device) -> None:
+        """Stops all processes if one has nothing to read in a stream, where the others would wait for it."""
+        if self.accelerator.num_processes == 1 or has_length(self.train_dataset):
+            return
+        without = int(self.accelerator.reduce(torch.tensor(int(not here), device=device), reduction="sum"))
+        if without:
+            raise ValueError(
+                f"`train_dataset` is a stream that {without} of {self.accelerator.num_processes} processes get no row "
+                f"of: give it shards (files) that are not empty, or start fewer processes."
+            )
 
     def _corrupt(self, batch: dict[str, Any], keys: Tensor, t: Tensor) -> CorruptedBatch:
         maskable = batch.pop("labels").to(keys.device).ne(-100)  # clean tokens where maskable, -100 elsewhere
@@ -280,7 +327,7 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
                 f"optimizer's {x} of {name}": y for x, y in averages.get(parameter, {}).items() if torch.is_tensor(y)
             }
             for what, tensor in found.items():
-                if not torch.isfinite(tensor).all():
+                if not all_finite(tensor):
                     raise NonFiniteLossError(
                         f"The {what} are not finite after step {self.state.global_step}. Lower `learning_rate` (now "
                         f"{self.args.learning_rate:g}); checkpoints saved before are intact."
@@ -306,7 +353,16 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
             counts = self.accelerator.reduce(self._bucket_counts.to(self.args.device), reduction="sum")
             logs.update(bucket_logs("", nats, counts))
             self._bucket_nats, self._bucket_counts = torch.zeros_like(nats), torch.zeros_like(counts)
+            rate = self._throughput.tokens_per_second(lambda count: self.accelerator.reduce(count, reduction="sum"))
+            if rate is not None:
+                logs["tokens_per_second"] = rate
         super().log(logs, start_time)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        pauses = self.control.should_evaluate or self.control.should_save  # type: ignore[has-type]
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if pauses:
+            self._throughput.restart()
 
     # Evaluation
 

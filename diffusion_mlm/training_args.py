@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -183,12 +184,20 @@ class DiffusionTrainingArguments(TrainingArguments):
                 "prompts would be masked. Other columns do no harm."
             )
         self._check_recipe()
+        fsdp = str(self.fsdp).lower()  # type: ignore[has-type]
+        if fsdp in ("true", "false"):  # as a YAML file has it; transformers knows the bare flag only
+            self.fsdp = fsdp == "true" or None  # type: ignore[assignment]
+        trackers = self.report_to  # type: ignore[has-type]
+        if isinstance(trackers, str) and "," in trackers:
+            self.report_to = trackers.split(",")  # the command line takes one word
         optim = self.optim
         if optim == "muon":  # unknown to transformers: `DiffusionTrainer.create_optimizer` makes it
             self.optim = "adamw_torch_fused"
         if not torch.accelerator.is_available() and not is_torch_xla_available():
             self.use_cpu = True  # unless it is said, the processes of `torchrun` each train a model of their own
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:  # type: ignore[union-attr]
+            self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]  # each process reads its part
         if optim == "muon":
             self.optim = optim
 
@@ -225,6 +234,14 @@ class DiffusionTrainingArguments(TrainingArguments):
         if self.load_best_model_at_end and self.save_strategy != "best":  # type: ignore[has-type]
             # The best model can come back only if every one that is evaluated is saved.
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or self.logging_steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """As trackers get it: without tokens (transformers sees to that), and of absolute paths the name alone."""
+        settings = super().to_dict()
+        local = {
+            name: value for name, value in settings.items() if isinstance(value, str) and Path(value).is_absolute()
+        }
+        return {**settings, **{name: Path(value).name for name, value in local.items()}}
 
     @property
     def prefix(self) -> int | str:

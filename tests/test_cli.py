@@ -583,6 +583,7 @@ def test_what_train_saves_generate_reads(run: Command, tmp_path: Path) -> None:
     quiet = ["--disable-tqdm", "true", "--report-to", "none", "--use-cpu", "true", "--save-strategy", "no"]
     status, _, err = run("train", "--train-file", text, *options, *quiet, "--output-dir", "out")
     assert status == 0, err
+    assert "Trained " in err and "  model        out/final-model" in err and "  log          out/log.jsonl" in err
     status, out, _ = run("generate", "--checkpoint", "out/final-model", "--prefix", "One ", "--max-new-tokens", 6)
     assert status == 0
     assert out.startswith("One ") and len(out) == len("One ") + 6 + 1

@@ -604,6 +604,16 @@ def test_stream_validates_on_its_first_texts() -> None:
         train_validation_split(stream, 0.5)
 
 
+def test_a_stream_that_is_divided_trains_on_no_text_that_validates() -> None:
+    """`skip` of the library takes off the first texts of each part instead, and leaves in those that validate."""
+    texts = [str(number) for number in range(20)]
+    stream = Dataset.from_dict({"text": [*texts, "3"]}).to_iterable_dataset(num_shards=3)
+    train, validation = train_validation_split(stream, 4)
+    assert [row["text"] for row in validation] == texts[:4]
+    parts = [train.shard(num_shards=3, index=index) for index in range(3)]
+    assert [row["text"] for part in parts for row in part] == texts[4:]
+
+
 def test_no_validation_is_no_part() -> None:
     dataset = Dataset.from_dict({"text": ["a", "b"]})
     assert train_validation_split(dataset, 0) == (dataset, None)

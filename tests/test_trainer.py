@@ -3,11 +3,6 @@
 import copy
 import hashlib
 import logging
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,12 +26,10 @@ from diffusion_mlm import (
     story_language,
 )
 from diffusion_mlm.callbacks import LogLineCallback, SampleTextCallback
-from diffusion_mlm.errors import CheckpointError, NonFiniteLossError, TrainingInterruptedError
+from diffusion_mlm.errors import NonFiniteLossError
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
 from diffusion_mlm.modeling import build_model, logits_at
 from diffusion_mlm.objectives import OBJECTIVES
-from diffusion_mlm.rate_distributions import ImportanceRates
-from diffusion_mlm.sealed_checkpoints import read_facts
 
 TOKENIZER = story_language.tokenizer()
 NOTHING_TO_MASK = [0, 2]
@@ -224,96 +217,6 @@ def test_the_stock_trainer_grows_the_loss_with_accumulation(tmp_path):
     once = loss_of(8, 1, scaled=True)
     assert loss_of(1, 8, scaled=True) == pytest.approx(8 * once, rel=0.02)
     assert loss_of(1, 8, scaled=False) == pytest.approx(once, rel=0.02)
-
-
-# A function, so that two processes can run it: `python -m torch.distributed.run` starts this file as a script.
-
-
-def train_and_evaluate(directory, batch_size):
-    """Losses, bound and weights of a few steps in a global batch of 16, for each objective and a whole recipe."""
-    results = {}
-    recipe = {"rate_distribution": "importance", "random_length_share": 0.3, "ema_decay": 0.8}
-    for name, objective in [*zip(OBJECTIVES, OBJECTIVES, strict=True), ("recipe", "elbo")]:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ImportanceRates, "NUM_BINS", 4)  # rates follow the loss from the second step on
-            patch.setattr(ImportanceRates, "WARM_UP", 2)
-            trainer = make_trainer(
-                directory,
-                rows=make_rows(37),  # 2 steps per epoch, 5 rows left out
-                eval_dataset=make_rows(13, first=50),  # odd, so that two processes repeat rows
-                objective=objective,
-                per_device_train_batch_size=batch_size,
-                per_device_eval_batch_size=3,
-                gradient_accumulation_steps=2,
-                max_steps=5 if objective == "elbo" else 2,
-                **(recipe if name == "recipe" else {}),
-            )
-            trainer.train()
-        metrics = trainer.evaluate()
-        results[name] = {
-            "loss": logged(trainer),
-            "by_mask_rate": [
-                {name: value for name, value in entry.items() if name.startswith("loss_mask_rate")}
-                for entry in trainer.state.log_history
-                if "loss" in entry
-            ],
-            "eval": {name: metrics[name] for name in metrics if "loss" in name or "num_tokens" in name},
-            "weights": {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()},
-        }
-    return results
-
-
-class SignalIn(TrainerCallback):
-    """SIGTERM to one of the processes, at the end of step 2."""
-
-    def __init__(self, rank):
-        self.rank = rank
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == 2 and args.process_index == self.rank:
-            signal.raise_signal(signal.SIGTERM)
-
-
-def stop_and_go_on(directory):
-    """Where a run of 6 steps stops when one process is told to, and its weights beside those of a run left alone."""
-
-    def run(name, callbacks=(), resume=None):
-        settings = {"per_device_train_batch_size": 4, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}
-        trainer = make_trainer(directory / name, model=tiny_model(dropout=0.1), callbacks=callbacks, **settings)
-        try:
-            trainer.train(resume_from_checkpoint=resume)
-        except TrainingInterruptedError:
-            return trainer.state.global_step
-        return digest(trainer.model)
-
-    return run("left-alone"), run("stopped", [SignalIn(1)]), run("stopped", resume=True)
-
-
-def test_two_processes_train_and_evaluate_like_one(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [*command, __file__, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=480, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = torch.load(tmp_path / "results.pt")
-    left_alone, stopped_at, went_on = two["stopped"]
-    assert stopped_at == 3 and went_on == left_alone  # they ask at the end of step 2 and act at the end of step 3
-    assert read_facts(tmp_path / "stopped" / "checkpoint-6")["processes"] == 2
-    with pytest.raises(CheckpointError, match="it holds no rng_state.pth; `processes` was 2, is 1"):
-        make_trainer(
-            tmp_path / "stopped", per_device_train_batch_size=4, max_steps=6, model=tiny_model(dropout=0.1)
-        ).train(resume_from_checkpoint=True)
-    one = train_and_evaluate(tmp_path, batch_size=8)
-    for objective in (*OBJECTIVES, "recipe"):
-        assert two[objective]["loss"] == pytest.approx(one[objective]["loss"], rel=1e-6)
-        assert two[objective]["eval"] == pytest.approx(one[objective]["eval"], abs=1e-6)
-        for left, right in zip(two[objective]["by_mask_rate"], one[objective]["by_mask_rate"], strict=True):
-            assert left == pytest.approx(right, abs=1e-5)
-        for name, tensor in one[objective]["weights"].items():
-            if name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding, which Adam scales up
-                continue
-            torch.testing.assert_close(two[objective]["weights"][name], tensor, rtol=0, atol=1e-5, msg=name)
 
 
 # Runs that are stopped and resumed
@@ -708,12 +611,3 @@ def test_logs_are_short_lines(tmp_path, caplog):
     lines = [record.message for record in caplog.records if record.message.startswith("step")]
     assert [line.split()[:3] for line in lines] == [["step", "1", "loss"], ["step", "2", "loss"]]
     assert all("learning_rate" in line and "mask_rate" not in line for line in lines)
-
-
-if __name__ == "__main__":
-    directory = Path(sys.argv[1])
-    found = train_and_evaluate(directory, batch_size=4)
-    found["stopped"] = stop_and_go_on(directory)
-    if os.environ["RANK"] == "0" and os.environ["WORLD_SIZE"] == "2":
-        torch.save(found, directory / "results.pt")
-    torch.distributed.destroy_process_group()  # a process that ends with its threads alive may be aborted

@@ -126,3 +126,15 @@ def test_a_schedule_is_kept_under_its_own_name(tmp_path):
 def test_several_processes_without_an_accelerator_train_one_model(tmp_path):
     """transformers makes them one world only if told that there is no accelerator."""
     assert DiffusionTrainingArguments(str(tmp_path)).use_cpu
+
+
+@pytest.mark.parametrize("written, meant", [("true", True), (True, True), ("false", None), (None, None)])
+def test_fsdp_is_read_from_a_file_as_from_the_command_line(tmp_path, written, meant):
+    args = DiffusionTrainingArguments(str(tmp_path), use_cpu=True, fsdp=written, fsdp_config={"version": "2"})
+    assert args.fsdp == meant
+    assert (args.fsdp_plugin_args or {}).get("fsdp_version") == (2 if meant else None)
+
+
+def test_several_trackers_are_one_word_on_the_command_line(tmp_path):
+    args = DiffusionTrainingArguments(str(tmp_path), use_cpu=True, report_to="tensorboard,trackio")
+    assert args.report_to == ["tensorboard", "trackio"]

@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.utils import logging as transformers_logging
 
 from .. import __version__, story_language
-from ..callbacks import LogLineCallback, SampleTextCallback
+from ..callbacks import LogFileCallback, LogLineCallback, SampleTextCallback
 from ..checkpoints import STORIES_MLM
 from ..data import (
     DataReport,
@@ -37,9 +38,12 @@ from ..modeling import build_model, context_length, load_model, preset_config, r
 from ..output_directory import require_writable
 from ..run_lock import require_unlocked, run_lock
 from ..sealed_checkpoints import checkpoints_in, read_facts, replace_directory
+from ..sharding import whole_state_dict
 from ..tokenization import train_bpe, train_characters
 from ..trainer import DiffusionTrainer
+from . import VERBS
 from .parsing import parse
+from .run_summary import run_summary
 from .train_arguments import DataArguments, ModelArguments, TrainCommandArguments
 from .train_push import push_final, require_pushable, source_facts
 
@@ -113,20 +117,26 @@ def train(
         )
     final_directory = make_output(args, lock)  # nothing is written before this
 
+    if args.run_name is None:  # trackers that end with training would begin another run for the last evaluation
+        args.run_name = f"{Path(str(args.output_dir)).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if Path(model.config._name_or_path).is_absolute():  # trackers are given the configuration
+        model.config._name_or_path = Path(model.config._name_or_path).name
     generation_config = DiffusionGenerationConfig()
     if args.device.type == "cpu":
         args.dataloader_pin_memory = False  # there is nothing to pin memory for
     if eval_rows is None:
         args.eval_strategy = "no"
+    samples = SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)
     trainer = DiffusionTrainer(
         model,
         args,
         processing_class=tokenizer,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        callbacks=[SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)],
+        callbacks=[samples, LogFileCallback(final_directory.with_name("log.jsonl"))],
     )
     trainer.card_facts = {"source": source_facts(model_args, data_args, args), "training_text": str(report)}
+    samples.log = trainer.log
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LogLineCallback)
@@ -139,9 +149,10 @@ def train(
             line += f" (the language itself: {story_language.entropy_per_token():.4f})"
         logger.info(line)
     if trainer.is_world_process_zero():
-        write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
+        summary = write_summary(final_directory.with_name("summary.json"), trainer, metrics, report)
+        eval_file = data_args.eval_file[0] if data_args.eval_file else None
+        logger.info(run_summary(final_directory.parent, summary, verbs=VERBS, eval_file=eval_file))
     push_final(trainer, final_directory)
-    logger.info("saved to %s; write with: python generate.py --checkpoint %s", final_directory, final_directory)
     return metrics
 
 
@@ -350,8 +361,10 @@ def training_facts(args: TrainCommandArguments, max_length: int, lora_rank: int 
     }
 
 
-def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport) -> None:
-    """Writes what was trained on what, for how long, and how well, as strict JSON."""
+def write_summary(
+    path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport
+) -> dict[str, Any]:
+    """Writes what was trained on what, for how long, and how well, as strict JSON; returns it."""
     buckets = {
         name.removeprefix("eval_loss_mask_rate_"): nats for name, nats in metrics.items() if "mask_rate" in name
     }
@@ -374,6 +387,7 @@ def write_summary(path: Path, trainer: DiffusionTrainer, metrics: dict[str, floa
         **({"resumed_inexactly": trainer.inexact_resumes} if trainer.inexact_resumes else {}),
     }
     path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return summary
 
 
 def save_final(
@@ -383,6 +397,7 @@ def save_final(
     directory: Path,
 ) -> None:
     """Writes model, tokenizer and generation config beside the target, then puts them in its place."""
+    weights = whole_state_dict(trainer.model)
     if not trainer.is_world_process_zero():
         return
     for left in directory.parent.glob(f"{directory.name}.tmp-*"):  # of a run that was killed here
@@ -390,7 +405,7 @@ def save_final(
     fresh = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
     try:
         with torch.no_grad():
-            merge_lora(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(fresh)
+            merge_lora(trainer.accelerator.unwrap_model(trainer.model)).save_pretrained(fresh, state_dict=weights)
         tokenizer.save_pretrained(fresh)
         generation_config.save_pretrained(fresh)
         replace_directory(fresh, directory)
