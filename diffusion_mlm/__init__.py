@@ -27,6 +27,8 @@ _EXPORTS = {
     "sample_quality": "evaluation.sample_quality",
     "score": "evaluation.scoring",
     "stream": "generation",
+    "Trace": "visualization.trace",
+    "TraceRecorder": "tracing",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"], key=str.casefold)
@@ -49,8 +51,10 @@ if TYPE_CHECKING:
     from .guidance import CandidateGuidance as CandidateGuidance
     from .infilling import infill as infill
     from .modeling import load_model as load_model
+    from .tracing import TraceRecorder as TraceRecorder
     from .trainer import DiffusionTrainer as DiffusionTrainer
     from .training_args import DiffusionTrainingArguments as DiffusionTrainingArguments
+    from .visualization.trace import Trace as Trace
 
 
 def __getattr__(name: str) -> Any:
