@@ -117,11 +117,11 @@ def edit(
                     recorder.see(step, places)
             for place, job in enumerate(batch):
                 row = step.canvas[place, : len(job.canvas.ids)].tolist()
-                text = _finish(tokenizer, job, row, int(step.num_forwards[place]))
+                edited = _finish(tokenizer, job, row, int(step.num_forwards[place]))
                 if recorder is not None:
-                    facts = {"seed": text.seed, "num_forwards": text.num_forwards}
-                    recorder.finish_filling(recorder.take(), row, _parts(job), text.text, **facts)
-                results.append(text)
+                    facts = {"seed": edited.seed, "num_forwards": edited.num_forwards}
+                    recorder.finish_filling(recorder.take(), row, _parts(job), edited.text, **facts)
+                results.append(edited)
     finally:
         model.train(was_training)
     return results

@@ -138,11 +138,15 @@ def make_gif(sample: TraceSample, title: str = "Text out of masks", seconds: flo
         ValueError: Pillow or matplotlib is missing, or the text is too long to be animated.
     """
     page = Page(sample, has_ends=True)
+    from PIL.Image import Dither
+
     frames = list(sample.frames())
     stride = -(-len(frames) // _MOST_FRAMES)
     shown = sorted({*range(0, len(frames), stride), len(frames) - 1})
     palette = _palette()
-    images = [_draw_frame(page, frames[step], step, title).quantize(palette=palette, dither=0) for step in shown]
+    images = [
+        _draw_frame(page, frames[step], step, title).quantize(palette=palette, dither=Dither.NONE) for step in shown
+    ]
     each = max(round(seconds * 1000 / len(shown) / 10) * 10, 40)
     durations = [700, *[each] * (len(images) - 2), 2500][-len(images) :]
     file = io.BytesIO()
