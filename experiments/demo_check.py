@@ -3,15 +3,18 @@
     pip install 'diffusion-mlm[demo]' playwright
     python experiments/demo_check.py --browser /usr/bin/chromium
 
-Starts `diffusion-mlm demo` with the packaged story generator on a port of its own, and writes `results/demo_check.json`
-and the screenshot `results/demo.png`. Exit status 1 if anything that is claimed does not hold.
+Starts `diffusion-mlm demo` with the packaged story generator on a port of its own, and writes what it finds to
+`results/demo_check.json` and the screenshot `results/demo.png`. Exit status 1 if a claim does not hold.
 """
 
+import concurrent.futures
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,7 @@ from diffusion_mlm.generation import generate
 from diffusion_mlm.visualization.trace import Trace
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT = 240_000  # milliseconds that an answer may take on a busy machine
 HARM = {
     "markup": "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">",
     "templates": "${document.title='owned'} {{7*7}} </div></textarea>",
@@ -69,12 +73,13 @@ def write(page: Any, prefix: str, seed: int) -> str:
     """Writes on from a prefix in the page and returns what it shows in the end, a text or a problem."""
     page.locator("#write-prefix textarea").fill(prefix)
     page.locator("#write-seed input").fill(str(seed))
-    page.locator("#write-output").evaluate("node => node.dataset.old = node.innerHTML")
+    page.locator("#write-output").evaluate("node => node.firstElementChild.dataset.old = 1")
     page.locator("#write-go").click()
     page.wait_for_function(
-        """() => { const node = document.querySelector("#write-output");
-        return node.innerHTML !== node.dataset.old && (node.querySelector(".problem") || node.textContent.includes("forwards in")); }""",
-        timeout=120_000,
+        """seed => { const node = document.querySelector("#write-output"), problem = node.querySelector(".problem");
+        return problem ? !problem.closest("[data-old]") : node.textContent.includes(`seed ${seed}`); }""",
+        arg=seed,
+        timeout=TIMEOUT,
     )
     return str(page.locator("#write-output .canvas, #write-output .problem").first.text_content())
 
@@ -83,6 +88,7 @@ def check(args: DemoCheckArguments, address: str, driver: Any) -> dict[str, Any]
     """What a browser finds, and whether each claim holds."""
     chromium = driver.chromium.launch(executable_path=args.browser, args=["--no-sandbox"])
     context = chromium.new_context(viewport={"width": 1100, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(TIMEOUT)
     page = context.new_page()
     elsewhere: list[str] = []
     errors: list[str] = []
@@ -91,7 +97,7 @@ def check(args: DemoCheckArguments, address: str, driver: Any) -> dict[str, Any]
     )
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(address)
-    page.wait_for_selector("#write-prefix textarea", timeout=120_000)
+    page.wait_for_selector("#write-prefix textarea", timeout=TIMEOUT)
     title = page.title()
 
     model, tokenizer = load_generator(default_checkpoint())
@@ -100,15 +106,17 @@ def check(args: DemoCheckArguments, address: str, driver: Any) -> dict[str, Any]
     shown = write(page, args.prefix, args.seed)
     found: dict[str, Any] = {"text": shown, "seconds": round(time.perf_counter() - begin, 1)}
     claims = {"the text is what generate writes": shown == expected}
+    print(shown, flush=True)
     page.screenshot(path=args.screenshot)
     with page.expect_download() as download:
         page.locator("#write-output ~ * a[download], .file-preview a[download]").first.click()
     trace = Trace.load(download.value.path())
     claims["the trace that is downloaded ends in it"] = trace.samples[0].text == expected
 
-    for name, prefix in HARM.items():
-        answer = write(page, prefix, 0)
+    for place, (name, prefix) in enumerate(HARM.items()):
+        answer = write(page, prefix, 1000 + place)
         clean = page.title() == title and not page.locator("#write-output script, #write-output img").count()
+        print(f"{name}: {answer[:80]!r}", flush=True)
         claims[f"{name}: harmless"] = clean and bool(answer)
         found[name] = answer[:160]
     claims["the text after them is the same"] = write(page, args.prefix, args.seed) == expected
@@ -126,40 +134,48 @@ def check(args: DemoCheckArguments, address: str, driver: Any) -> dict[str, Any]
     found["elsewhere"], found["errors"] = sorted(set(elsewhere)), errors
     context.close()
 
-    found["ten at once"] = crowd(chromium, address, args)
-    claims["ten visitors at once get the text, or are told that the queue is full"] = all(
-        text == expected or "full" in text for text in found["ten at once"]
-    )
     chromium.close()
-    found["ten at once"] = {
-        "answered": sum(text == expected for text in found["ten at once"]),
-        "turned away": sum("full" in text for text in found["ten at once"]),
-    }
+    answers = crowd(address, args)
+    found["ten at once"] = {answer[:60]: answers.count(answer) for answer in answers}
+    claims["ten at once get the text, or are told that the queue is full"] = all(
+        expected in answer or "full" in answer for answer in answers
+    )
     return {"claims": claims, **found}
 
 
-def crowd(chromium: Any, address: str, args: DemoCheckArguments, number: int = 10) -> list[str]:
-    """What so many visitors see who press the button at once."""
-    contexts = [chromium.new_context() for _ in range(number)]
-    pages = [context.new_page() for context in contexts]
-    for page in pages:
-        page.goto(address)
-        page.locator("#write-prefix textarea").wait_for(timeout=120_000)
-        page.locator("#write-seed input").fill(str(args.seed))
-    for page in pages:
-        page.locator("#write-go").click(no_wait_after=True)
-    texts = []
-    for page in pages:
-        page.wait_for_function(
-            """() => document.querySelector("#write-output").textContent.includes("forwards in")
-            || /queue is full/i.test(document.body.textContent)""",
-            timeout=300_000,
-        )
-        done = page.locator("#write-output .done")
-        texts.append(str(done.first.text_content()) if done.count() else "the queue is full")
-    for context in contexts:
-        context.close()
-    return texts
+def crowd(address: str, args: DemoCheckArguments, number: int = 10) -> list[str]:
+    """What so many visitors are answered who press the button at once; without a browser, by the page's own calls."""
+    with urllib.request.urlopen(f"{address}config", timeout=60) as answer:
+        calls = json.load(answer)["dependencies"]
+    call = next(place for place, item in enumerate(calls) if item["targets"] and item["targets"][0][1] == "click")
+    settings = [0, "entropy", "nucleus", 1.0]
+    data = [args.prefix, 0, 1, args.seed, *settings]
+
+    def visit(place: int) -> str:
+        session = f"visitor{place}"
+        body = json.dumps({"data": data, "fn_index": calls[call]["id"], "session_hash": session}).encode()
+        request = urllib.request.Request(f"{address}gradio_api/queue/join", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT / 1000):
+                pass
+            last = ""
+            with urllib.request.urlopen(
+                f"{address}gradio_api/queue/data?session_hash={session}", timeout=TIMEOUT / 1000
+            ) as lines:
+                for line in lines:
+                    message = json.loads(line[6:]) if line.startswith(b"data: ") else {}
+                    if message.get("msg") == "process_completed":
+                        shown = message["output"].get("data") or [message["output"].get("error")]
+                        last = re.sub(r"<[^>]*>", "", str(shown[0])) or last
+                        break
+                    if message.get("msg") == "process_generating":
+                        last = "".join(re.findall(r">([^<]*)<", json.dumps(message["output"]["data"][0]))) or last
+            return last
+        except urllib.error.HTTPError as error:
+            return f"{error.code}: {error.read().decode()[:200]}"
+
+    with concurrent.futures.ThreadPoolExecutor(number) as visitors:
+        return list(visitors.map(visit, range(number)))
 
 
 def main(argv: list[str]) -> int:

@@ -25,7 +25,7 @@ _CSS = """
   text-underline-offset: .22em; }
 .canvas .given { font-weight: 600; color: #0072b2; }
 .dark .canvas .given { color: #7cc4f5; }
-.note { color: var(--body-text-color-subdued); font-size: .9rem; margin: .2rem 0; }
+.note { color: var(--body-text-color); opacity: .75; font-size: .9rem; margin: .2rem 0; }
 .problem { border-left: 4px solid #d55e00; padding: .5rem .9rem; margin: 0; }
 .words label { padding: .25rem .6rem !important; }
 .words input:checked + span { text-decoration: line-through; opacity: .6; }

@@ -2,6 +2,7 @@
 
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -147,12 +148,50 @@ def make_gif(sample: TraceSample, title: str = "Text out of masks", seconds: flo
     images = [
         _draw_frame(page, frames[step], step, title).quantize(palette=palette, dither=Dither.NONE) for step in shown
     ]
-    each = max(round(seconds * 1000 / len(shown) / 10) * 10, 40)
+    return _gif(images, seconds / len(shown))
+
+
+def make_comparison_gif(
+    panes: Sequence[tuple[str, TraceSample]], slowdown: float = 1.0, num_frames: int = 60
+) -> bytes:
+    """Several texts, one below the other, each as far as it was at a moment; time runs as measured, or slower.
+
+    Args:
+        panes: title and sample of each; all steps must have `seconds`.
+        slowdown (`float`): how many times slower than measured; the frames are spread over the longest run.
+        num_frames (`int`): of the animation.
+
+    Raises:
+        ValueError: a step has no time, or Pillow or matplotlib is missing.
+    """
+    from PIL import Image
+    from PIL.Image import Dither
+
+    pages = [(title, Page(sample, has_ends=True), list(sample.frames())) for title, sample in panes]
+    times = [[step.seconds for step in sample.steps] for _, sample in panes]
+    if any(second is None for row in times for second in row):
+        raise ValueError("`panes` holds steps without times: record with `timed=True`.")
+    longest = max(row[-1] or 0.0 for row in times)
+    palette, images = _palette(), []
+    height = sum(page.height for _, page, _ in pages)
+    for place in range(num_frames + 1):
+        now, top = longest * place / num_frames, 0
+        image = Image.new("RGB", (WIDTH, height), (255, 255, 255))
+        for (title, page, frames), row in zip(pages, times, strict=True):
+            step = sum((second or 0.0) <= now + 1e-9 for second in row)
+            done = f"done at {row[-1]:.2f} s" if step == len(row) else f"{now:.2f} s"
+            image.paste(_draw_frame(page, frames[step], step, title, done), (0, top))
+            top += page.height
+        images.append(image.quantize(palette=palette, dither=Dither.NONE))
+    return _gif(images, longest * slowdown / num_frames)
+
+
+def _gif(images: "list[Image]", seconds_each: float) -> bytes:
+    """An endless animation: its first frame stays a little, its last one long enough to be read."""
+    each = max(round(seconds_each * 100) * 10, 40)
     durations = [700, *[each] * (len(images) - 2), 2500][-len(images) :]
     file = io.BytesIO()
-    images[0].save(
-        file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=False, disposal=1
-    )
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, disposal=1)
     return file.getvalue()
 
 
@@ -249,8 +288,8 @@ def _escaped(text: str) -> str:
     return html.escape("".join(allowed))
 
 
-def _draw_frame(page: Page, frame: Frame, step: int, title: str) -> "Image":
-    """One frame of the animation."""
+def _draw_frame(page: Page, frame: Frame, step: int, title: str, said: str | None = None) -> "Image":
+    """One frame of the animation; `said` stands for the numbers of steps and masks."""
     canvas, white, ink = _Canvas(page, 1), (255, 255, 255), rgb(INK)
     cells = split_given(frame)
     for box, cell, final in zip(page.boxes, cells + [Cell("end", "")] * len(page.boxes), page.words, strict=False):
@@ -269,7 +308,7 @@ def _draw_frame(page: Page, frame: Frame, step: int, title: str) -> "Image":
     total = max(page.sample.num_positions, 1)
     y = page.height - 27
     canvas.write(MARGIN, MARGIN + 4, title, ink, _TITLE_SIZE, bold=True)
-    said = f"step {step} of {len(page.sample.steps)}, {masks} masked"
+    said = said or f"step {step} of {len(page.sample.steps)}, {masks} masked"
     left = (
         WIDTH
         - MARGIN
