@@ -16,6 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def write(page: Any, prefix: str, seed: int) -> str:
     page.locator("#write-go").click()
     page.wait_for_function(
         """seed => { const node = document.querySelector("#write-output"), problem = node.querySelector(".problem");
-        return problem ? !problem.closest("[data-old]") : node.textContent.includes(`seed ${seed}`); }""",
+        return problem ? !problem.closest("[data-old]") : node.textContent.trim().endsWith(`seed ${seed}`); }""",
         arg=seed,
         timeout=TIMEOUT,
     )
@@ -119,7 +120,8 @@ def check(args: DemoCheckArguments, address: str, driver: Any) -> dict[str, Any]
         print(f"{name}: {answer[:80]!r}", flush=True)
         claims[f"{name}: harmless"] = clean and bool(answer)
         found[name] = answer[:160]
-    claims["the text after them is the same"] = write(page, args.prefix, args.seed) == expected
+        if place == len(HARM) - 2:  # the last one is refused
+            claims["the text after them is the same"] = write(page, args.prefix, args.seed) == expected
 
     page.get_by_role("tab", name="Fill in").click()
     page.locator("#fill-words label", has_text="Rusty").click()
@@ -136,7 +138,7 @@ def check(args: DemoCheckArguments, address: str, driver: Any) -> dict[str, Any]
 
     chromium.close()
     answers = crowd(address, args)
-    found["ten at once"] = {answer[:60]: answers.count(answer) for answer in answers}
+    found["ten at once"] = Counter(answer[:40] for answer in answers)
     claims["ten at once get the text, or are told that the queue is full"] = all(
         expected in answer or "full" in answer for answer in answers
     )

@@ -2,13 +2,22 @@
 
 import io
 import re
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
 from diffusion_mlm.visualization.colours import BAR, BLUE, ORANGE, rgb
-from diffusion_mlm.visualization.picture import MARGIN, WIDTH, Page, make_gif, make_png, make_svg
+from diffusion_mlm.visualization.picture import (
+    MARGIN,
+    WIDTH,
+    Page,
+    make_comparison_gif,
+    make_gif,
+    make_png,
+    make_svg,
+)
 from diffusion_mlm.visualization.trace import Reveal, TraceSample, TraceStep
 
 HOSTILE = "<b>&\x1b[2J\x00]]>\u202e日"
@@ -68,3 +77,32 @@ def test_characters_that_the_font_lacks_are_counted() -> None:
 def test_a_text_too_long_for_a_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="too many for a picture"):
         make_png(make_sample([" word"] * 2500))
+
+
+def test_texts_side_by_side_are_as_far_as_they_were() -> None:
+    sample = make_sample([" cat", " sat"], num_ends=0)
+    timed = [
+        replace(sample, steps=tuple(replace(step, seconds=pace * (k + 1)) for k, step in enumerate(sample.steps)))
+        for pace in (1.0, 2.0)
+    ]
+    with Image.open(io.BytesIO(make_comparison_gif([("a", timed[0]), ("b", timed[1])], num_frames=4))) as animation:
+        assert animation.n_frames == 5
+        halves = []
+        for place in range(5):
+            animation.seek(place)
+            picture = animation.convert("RGB")
+            top, bottom = (picture.crop((0, y, WIDTH, y + picture.height // 2)) for y in (0, picture.height // 2))
+            halves.append([_num(half, rgb(BAR)) for half in (top, bottom)])
+    both, one = halves[0][0], halves[1][0]
+    assert both > one > 0
+    done_after_two_of_four_seconds = [both, one, 0, 0, 0]
+    expected = zip(done_after_two_of_four_seconds, [both, both, one, one, 0], strict=True)
+    for found, bars in zip(halves, expected, strict=True):
+        assert found == pytest.approx(list(bars), rel=0.02)
+    with pytest.raises(ValueError, match="`timed=True`"):
+        make_comparison_gif([("a", sample)])
+
+
+def _num(picture: Image.Image, colour: tuple[int, int, int]) -> int:
+    found = {shade: number for number, shade in picture.getcolors(1 << 20) or []}.get(colour, 0)
+    return found if found > 60 else 0
