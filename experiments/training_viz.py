@@ -69,7 +69,8 @@ def by_mask_rate(curves: dict[str, Curve]) -> tuple[str, list[tuple[float, Curve
 
 
 def draw(curves: dict[str, Curve], left: Any, right: Any) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
 
     for key, label, colour, dashes in (
         ("loss", "training", PALE_INK, "-"),
@@ -84,16 +85,13 @@ def draw(curves: dict[str, Curve], left: Any, right: Any) -> None:
     colours = LinearSegmentedColormap.from_list("ramp", list(RAMP))
     for rate, curve in rates:
         right.plot(*zip(*curve, strict=True), color=colours(0.92 * rate), linewidth=1.6)
-    ends = sorted((curve[-1][1], rate, curve[-1][0]) for rate, curve in rates)
-    low, high = right.get_ylim()
-    room, at = (high - low) / 17, -float("inf")
-    for value, rate, step in ends:  # names at the ends of the lines, moved apart where these meet
-        at = max(value, at + room)
-        right.annotate(
-            f"{rate:.0%}", (step, value), (6, (at - value) / (high - low) * 230), textcoords="offset points",
-            fontsize=8, va="center", color=INK, annotation_clip=False,
-        )  # fmt: skip
-    tidy(right, f"by share masked (up to), {of_text}" if of_text else "no loss by mask rate in the logs", "step", "")
+    if rates:
+        bar = right.figure.colorbar(ScalarMappable(Normalize(0, 1 / 0.92), colours), ax=right, pad=0.02, aspect=24)
+        bar.set_label("share masked, up to", fontsize=9, color=PALE_INK)
+        bar.ax.set_ylim(0, 1)
+        bar.ax.tick_params(labelsize=8, colors=PALE_INK)
+        bar.outline.set_visible(False)
+    tidy(right, f"by share masked, {of_text}" if of_text else "no loss by mask rate in the logs", "step", "")
 
 
 def main(argv: list[str]) -> int:
