@@ -28,6 +28,8 @@ _EXPORTS = {
     "score": "evaluation.scoring",
     "stream": "generation",
     "TextDiffusionPipeline": "pipeline",
+    "Trace": "visualization.trace",
+    "TraceRecorder": "tracing",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"], key=str.casefold)
@@ -51,8 +53,10 @@ if TYPE_CHECKING:
     from .infilling import infill as infill
     from .modeling import load_model as load_model
     from .pipeline import TextDiffusionPipeline as TextDiffusionPipeline
+    from .tracing import TraceRecorder as TraceRecorder
     from .trainer import DiffusionTrainer as DiffusionTrainer
     from .training_args import DiffusionTrainingArguments as DiffusionTrainingArguments
+    from .visualization.trace import Trace as Trace
 
 
 def __getattr__(name: str) -> Any:

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from .canvas import Canvas, closing_of_whole_text, without_start
+from .canvas import Canvas, closing_of_whole_text
 from .denoising_step import GuideLogits
+from .filled_text import fill_texts
 from .filling import fill_canvases
 from .generation import resolve_config, resolve_seed
 from .generation_config import DiffusionGenerationConfig
 from .modeling import context_length, unwrap
 from .randomness import make_key, uniform
-from .tokenization import boundary_token_ids, decode_text
+from .tokenization import boundary_token_ids
+from .tracing import TraceRecorder
 
 
 @dataclass
@@ -55,6 +57,7 @@ def edit(
     generator: torch.Generator | None = None,
     logits_processor: LogitsProcessorList | None = None,
     guidance: GuideLogits | None = None,
+    recorder: TraceRecorder | None = None,
     **settings: Any,
 ) -> list[EditedText]:
     """Varies texts: enters the reverse process where a share `strength` of the tokens is masked.
@@ -68,6 +71,7 @@ def edit(
         texts (`str` or sequence of them): what is edited.
         strength (`float`): share of the unprotected tokens that are masked, in (0, 1]; at least one is.
         protect (sequence of `str`): pieces of text that stay, wherever they occur.
+        recorder (`TraceRecorder`, *optional*): keeps every step.
 
     Returns:
         `list[EditedText]`: `num_return_sequences` samples of the first text, then of the second, ...
@@ -97,17 +101,27 @@ def edit(
             own = (first_seed + seen[text]) % 2**32
             seen[text] += 1
             jobs.append(_make_job(model, tokenizer, text, ids, spans, strength, protect, own))
+    batch_size = config.batch_size
+    if recorder is not None:
+        batch_size, guidance = 1, recorder.watch(guidance)
     was_training = model.training
     results: list[EditedText] = []
     try:
-        for first in range(0, len(jobs), config.batch_size):
-            batch = jobs[first : first + config.batch_size]
-            *_, step = fill_canvases(
+        for first in range(0, len(jobs), batch_size):
+            batch = jobs[first : first + batch_size]
+            places = [place for place, masked in enumerate(batch[0].canvas.to_fill) if masked]
+            for step in fill_canvases(
                 model, tokenizer, [job.canvas for job in batch], config, logits_processor, guidance
-            )
+            ):
+                if recorder is not None:
+                    recorder.see(step, places)
             for place, job in enumerate(batch):
                 row = step.canvas[place, : len(job.canvas.ids)].tolist()
-                results.append(_finish(tokenizer, job, row, int(step.num_forwards[place])))
+                edited = _finish(tokenizer, job, row, int(step.num_forwards[place]))
+                if recorder is not None:
+                    facts = {"seed": edited.seed, "num_forwards": edited.num_forwards}
+                    recorder.finish_filling(recorder.take(), row, _parts(job), edited.text, **facts)
+                results.append(edited)
     finally:
         model.train(was_training)
     return results
@@ -172,9 +186,16 @@ def _make_job(
 
 def _finish(tokenizer: PreTrainedTokenizerBase, job: _Job, row: list[int], num_forwards: int) -> EditedText:
     """Replaces the characters of each run of masked tokens by what was generated there."""
-    text, copied = "", 0
-    masked = job.canvas.to_fill
-    place = 1
+    parts = _parts(job)
+    return EditedText(
+        job.text, "".join(fill_texts(tokenizer, row, parts)), sum(job.canvas.to_fill), job.seed, num_forwards
+    )
+
+
+def _parts(job: _Job) -> list[str | slice]:
+    """What stays of the text, and the masked runs between, as their places in the row."""
+    parts: list[str | slice] = []
+    copied, place, masked = 0, 1, job.canvas.to_fill
     while place <= len(job.spans):
         if not masked[place]:
             place += 1
@@ -183,11 +204,7 @@ def _finish(tokenizer: PreTrainedTokenizerBase, job: _Job, row: list[int], num_f
         while place <= len(job.spans) and masked[place]:
             place += 1
         start, end = job.spans[run - 1][0], job.spans[place - 2][1]
-        before = decode_text(tokenizer, without_start(row[:run], tokenizer))
-        whole = decode_text(tokenizer, without_start(row[:place], tokenizer))
-        new = whole[len(before) :] if whole.startswith(before) else decode_text(tokenizer, row[run:place])
-        text += job.text[copied:start]
-        text += new.removeprefix(" ") if text.endswith(" ") or not text else new
+        parts += [job.text[copied:start]] if start > copied else []
+        parts.append(slice(run, place))
         copied = end
-    text += job.text[copied:]
-    return EditedText(job.text, text, sum(masked), job.seed, num_forwards)
+    return parts + ([job.text[copied:]] if copied < len(job.text) else [])

@@ -32,6 +32,7 @@ from .guidance import require_guidance
 from .modeling import end_token_id, load_model, require_mask_token, unwrap
 from .row_steps import OnTextStep
 from .tokenization import decode_text
+from .tracing import TraceRecorder
 
 logger = logging.getLogger(__name__)
 
@@ -131,6 +132,7 @@ def generate(
     guidance: GuideLogits | None = None,
     streamer: BaseStreamer | None = None,
     on_step: OnTextStep | None = None,
+    recorder: TraceRecorder | None = None,
     **settings: Any,
 ) -> DiffusionGenerationOutput:
     """Continues each prefix by unmasking.
@@ -156,6 +158,7 @@ def generate(
             `constraints`); or `"finish"` to have all that is left of this canvas revealed by one more forward. What it
             masks again after the last step is revealed by one more forward, once. In a text longer than the model
             reads, all this is about the window at hand; the next one is asked about anew.
+        recorder (`TraceRecorder`, *optional*): keeps every step, to be saved and replayed without a model.
         **settings: of `DiffusionGenerationConfig`, for this call.
 
     Returns:
@@ -173,6 +176,7 @@ def generate(
         "constraints": constraints,
         "on_step": on_step,
         "guidance": guidance,
+        "recorder": recorder,
     }
     try:
         done = list(
@@ -200,6 +204,7 @@ def generate_each(
     guidance: GuideLogits | None = None,
     streamer: BaseStreamer | None = None,
     on_step: OnTextStep | None = None,
+    recorder: TraceRecorder | None = None,
     progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Iterator[tuple[GeneratedText, Tensor]]:
@@ -214,7 +219,9 @@ def generate_each(
     if constraints:
         constrain(model, tokenizer, texts, constraints)
     total = sum(text.num_new for text in texts)
-    batch_size = 1 if streamer is not None else config.batch_size
+    batch_size = 1 if streamer is not None or recorder is not None else config.batch_size
+    if recorder is not None and not constraints:  # under constraints, whoever watches changes how tokens are drawn
+        guidance = recorder.watch(guidance)
 
     def run() -> Iterator[tuple[GeneratedText, Tensor]]:
         finished = 0
@@ -222,10 +229,14 @@ def generate_each(
             batch = texts[start : start + batch_size]
             if streamer is not None:
                 streamer.put(torch.tensor(without_start(batch[0].prefix_ids, tokenizer), dtype=torch.int64))
+            if recorder is not None:
+                recorder.start()
             for step, places in continue_texts(model, tokenizer, batch, config, logits_processor, guidance, on_step):
                 if streamer is not None and hasattr(streamer, "put_draft"):
                     draft = batch[0].new_ids + step.canvas[0, places[0]].tolist()
                     streamer.put_draft(value=torch.tensor(draft))
+                if recorder is not None:
+                    recorder.see(step, range(places[0].start, places[0].stop))
                 if progress is not None:
                     done = sum(text.num_new if text.ended else len(text.new_ids) for text in batch)
                     visible = sum(new.stop - new.start for new in places) - int(step.is_masked.sum())
@@ -233,6 +244,10 @@ def generate_each(
             finished += sum(text.num_new for text in batch)
             for text in batch:
                 sample = finish_text(tokenizer, text)
+                if recorder is not None:
+                    prefix_ids = without_start(text.prefix_ids, tokenizer)
+                    facts = {"seed": sample.seed, "num_forwards": sample.num_forwards}
+                    recorder.finish_continuation(text.prefix, prefix_ids, sample.token_ids, sample.text, **facts)
                 if streamer is not None:
                     streamer.put(torch.tensor(sample.token_ids, dtype=torch.int64))
                     streamer.end()

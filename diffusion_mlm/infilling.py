@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from .canvas import Canvas, closing_of_whole_text, training_facts, without_start
+from .canvas import Canvas, closing_of_whole_text, training_facts
 from .denoising_step import GuideLogits
 from .evaluation.likelihood import bound_of_rows
+from .filled_text import fill_texts
 from .filling import fill_canvases
 from .generation import resolve_config, resolve_seed
 from .generation_config import DiffusionGenerationConfig
 from .modeling import context_length, end_token_id, forbidden_token_ids, logits_at, require_mask_token, unwrap
 from .randomness import make_key
-from .tokenization import boundary_token_ids, decode_text, encode_text
+from .tokenization import boundary_token_ids, encode_text
+from .tracing import Run, TraceRecorder
 
 _BLANK = re.compile(r"<mask(?::(\d+)(?:-(\d+))?)?>")
 _MOST_CANDIDATES = 32  # fillings of different lengths that are made and compared for one sample
@@ -105,6 +107,7 @@ def infill(
     logits_processor: LogitsProcessorList | None = None,
     guidance: GuideLogits | None = None,
     draws: int = 16,
+    recorder: TraceRecorder | None = None,
     **settings: Any,
 ) -> list[InfilledText]:
     """Fills the blanks of each template; what stands around them comes back byte for byte.
@@ -115,6 +118,7 @@ def infill(
         templates (`str` or sequence of them): see `parse_template`. Blanks of unknown length are tried at several
             lengths, and the text of the least likelihood bound per token is kept.
         draws (`int`): masks per text for that bound.
+        recorder (`TraceRecorder`, *optional*): keeps every step of the texts that are returned.
 
     Returns:
         `list[InfilledText]`: the samples of the first template, then those of the second, ...
@@ -143,10 +147,10 @@ def infill(
                 candidates.append(_make_candidate(model, tokenizer, template, pieces, lengths, own))
     was_training = model.training
     try:
-        texts = _fill(model, tokenizer, candidates, config, logits_processor, guidance, draws)
+        texts = _fill(model, tokenizer, candidates, config, logits_processor, guidance, draws, recorder)
     finally:
         model.train(was_training)
-    return [min(group, key=lambda text: text.nelbo_nats_per_token or 0.0) for group in texts]
+    return texts
 
 
 @dataclass
@@ -157,6 +161,22 @@ class _Candidate:
     spans: list[slice]  # of the blanks in the row
     canvas: Canvas
     seed: int
+
+    @property
+    def parts(self) -> list[str | slice]:
+        """The pieces, blanks as their places in the row."""
+        spans = iter(self.spans)
+        return [piece if isinstance(piece, str) else next(spans) for piece in self.pieces]
+
+
+@dataclass
+class _Filled:
+    """A candidate whose blanks are filled, and its recorded steps."""
+
+    text: InfilledText
+    candidate: _Candidate
+    ids: list[int]
+    run: Run | None
 
 
 def _lengths_to_try(template: str, pieces: list[str | Blank]) -> list[list[int]]:
@@ -219,26 +239,40 @@ def _fill(
     logits_processor: LogitsProcessorList | None,
     guidance: GuideLogits | None,
     draws: int,
-) -> list[list[InfilledText]]:
-    """The texts of all candidates, those of one sample together."""
-    groups: dict[tuple[str, int], list[InfilledText]] = {}
-    for first in range(0, len(candidates), config.batch_size):
-        batch = candidates[first : first + config.batch_size]
-        *_, step = fill_canvases(
+    recorder: TraceRecorder | None,
+) -> list[InfilledText]:
+    """The likeliest text of each sample."""
+    groups: dict[tuple[str, int], list[_Filled]] = {}
+    batch_size = config.batch_size
+    if recorder is not None:
+        batch_size, guidance = 1, recorder.watch(guidance)
+    for first in range(0, len(candidates), batch_size):
+        batch = candidates[first : first + batch_size]
+        places = [place for place, filled in enumerate(batch[0].canvas.to_fill) if filled]
+        for step in fill_canvases(
             model, tokenizer, [candidate.canvas for candidate in batch], config, logits_processor, guidance
-        )
+        ):
+            if recorder is not None:
+                recorder.see(step, places)
         for place, candidate in enumerate(batch):
             row = step.canvas[place, : len(candidate.canvas.ids)]
             text = _finish(tokenizer, candidate, row.tolist(), int(step.num_forwards[place]))
             if any(isinstance(piece, Blank) and piece.least < piece.most for piece in candidate.pieces):
                 text.nelbo_nats_per_token = _bound_per_token(model, tokenizer, row, draws)
                 text.num_forwards += draws
-            groups.setdefault((candidate.template, candidate.seed), []).append(text)
+            run = recorder.take() if recorder is not None else None
+            groups.setdefault((candidate.template, candidate.seed), []).append(
+                _Filled(text, candidate, row.tolist(), run)
+            )
+    texts = []
     for group in groups.values():
-        total = sum(text.num_forwards for text in group)
-        for text in group:
-            text.num_forwards = total
-    return list(groups.values())
+        best = min(group, key=lambda filled: filled.text.nelbo_nats_per_token or 0.0)
+        best.text.num_forwards = sum(filled.text.num_forwards for filled in group)
+        if recorder is not None and best.run is not None:
+            facts = {"seed": best.text.seed, "num_forwards": best.text.num_forwards}
+            recorder.finish_filling(best.run, best.ids, best.candidate.parts, best.text.text, **facts)
+        texts.append(best.text)
+    return texts
 
 
 def _bound_per_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: Tensor, draws: int) -> float:
@@ -270,20 +304,9 @@ def _finish(
     tokenizer: PreTrainedTokenizerBase, candidate: _Candidate, ids: list[int], num_forwards: int
 ) -> InfilledText:
     """Puts what was generated between the literal pieces, which are taken as they were given."""
-    text, fills = "", []
-    spans = iter(candidate.spans)
-    for piece in candidate.pieces:
-        if isinstance(piece, str):
-            text += piece
-            continue
-        span = next(spans)
-        before = decode_text(tokenizer, without_start(ids[: span.start], tokenizer))
-        whole = decode_text(tokenizer, without_start(ids[: span.stop], tokenizer))
-        fill = whole[len(before) :] if whole.startswith(before) else decode_text(tokenizer, ids[span])
-        if text.endswith(" ") or not text:
-            fill = fill.removeprefix(" ")
-        fills.append(fill)
-        text += fill
+    texts = fill_texts(tokenizer, ids, candidate.parts)
+    fills = [text for text, part in zip(texts, candidate.parts, strict=True) if isinstance(part, slice)]
+    text = "".join(texts)
     return InfilledText(candidate.template, text, fills, candidate.lengths, candidate.seed, num_forwards)
 
 

@@ -107,7 +107,7 @@ def test_control_characters_in_text_never_reach_the_terminal(text: str, is_termi
     streamer.put_draft(torch.tensor(encode_text(tokenizer, "x\x1b[31m\x9b2J\x07[bold]")))
     streamer.end()
     shown = raw.getvalue().decode()
-    for code in ("\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A", "\x1b[1;4m", "\x1b[0m"):
+    for code in ("\x1b[?25l", "\x1b[?25h", "\x1b[2K", "\x1b[1A", "\x1b[1;4m", "\x1b[2m", "\x1b[0m"):
         shown = shown.replace(code, "")  # what the view itself sends
     assert not {c for c in shown if ord(c) < 32 or 127 <= ord(c) < 160} - {"\n", "\r", "\t"}
     assert "[bold]" in shown.replace("\n", "")  # text is no markup

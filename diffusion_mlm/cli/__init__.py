@@ -11,6 +11,8 @@ VERBS = {
     "generate": "write text by unmasking",
     "infill": "fill the blanks of a text",
     "edit": "write a share of a text anew",
+    "replay": "show a recorded run again: in the terminal, as a page, an animation or a picture",
+    "demo": "write, fill in and edit in the browser",
     "evaluate": "measure how well a model knows a text: the likelihood bound, in nats per token and bits per byte",
     "score": "say how likely sentences are, and which of them is the likeliest",
     "sweep": "try many settings of generation and find the best at each number of forwards",
@@ -71,6 +73,10 @@ def _run(verb: str, argv: list[str]) -> int:
         from .rewrite import run_infill as run
     elif verb == "edit":
         from .rewrite import run_edit as run
+    elif verb == "replay":
+        from .replay import run
+    elif verb == "demo":
+        from .demo import run
     elif verb == "evaluate":
         from .evaluate import run
     elif verb == "score":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from .generation_settings import GenerationSettings, load, require_text, setting
 from .parsing import parse
+from .trace_arguments import TraceArguments
 
 if TYPE_CHECKING:
     from ..constraints import Constraints
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class GenerateArguments(GenerationSettings):
+class GenerateArguments(TraceArguments, GenerationSettings):
     """What `generate` takes; settings left out are those of the checkpoint's generation_config.json."""
 
     prefix: list[str] = field(
@@ -60,6 +61,12 @@ class GenerateArguments(GenerationSettings):
         if self.show_steps and self.in_batches:
             raise ValueError(
                 "`--show-steps` shows one text after another: leave it out, or name prefixes by `--prefix`."
+            )
+        self.require_trace_targets()
+        if self.trace_targets and self.in_batches:
+            raise ValueError(
+                f"`{self.trace_targets[0]}` keeps the steps of single texts: name prefixes by `--prefix`, and leave "
+                f"out `--prefixes-file` and `--output-file`."
             )
         if self.overwrite_output and self.output_file is None:
             raise ValueError("`--overwrite-output` belongs to `--output-file`: name that too.")
@@ -109,6 +116,7 @@ def run(argv: list[str]) -> int:
 
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(2**31)
     streamer = TerminalStreamer(tokenizer) if args.show_steps else None
+    recorder = args.recorder(tokenizer)
     # Only on a terminal, only after a second, and gone at the end.
     bar = tqdm(unit=" tokens", delay=1, leave=False, disable=True if streamer else None, file=sys.stderr)
 
@@ -123,6 +131,7 @@ def run(argv: list[str]) -> int:
         seed=seed,
         constraints=constraints,
         streamer=streamer,
+        recorder=recorder,
         progress=progress,
         **args.settings(),
     )
@@ -137,6 +146,8 @@ def run(argv: list[str]) -> int:
         bar.close()
         if streamer is not None:
             streamer.end()
+    if recorder is not None:
+        args.save_trace(recorder, seed)
     return 0
 
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 
 from .generation_settings import GenerationSettings, load, require_text
 from .parsing import parse
+from .trace_arguments import TraceArguments
 
 if TYPE_CHECKING:
     from ..editing import EditedText
     from ..infilling import InfilledText
+    from ..tracing import TraceRecorder
 
 
 @dataclass
-class InfillArguments(GenerationSettings):
+class InfillArguments(TraceArguments, GenerationSettings):
     """What `infill` takes."""
 
     text: list[str] = field(
@@ -26,13 +28,14 @@ class InfillArguments(GenerationSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_trace_targets()
         _require_texts(self.text, "infill")
         if self.draws < 1:
             raise ValueError(f"`--draws` must be a whole number of at least 1, not {self.draws}.")
 
 
 @dataclass
-class EditArguments(GenerationSettings):
+class EditArguments(TraceArguments, GenerationSettings):
     """What `edit` takes."""
 
     text: list[str] = field(default_factory=list, metadata={"help": "Text to vary; several are allowed."})
@@ -41,6 +44,7 @@ class EditArguments(GenerationSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.require_trace_targets()
         _require_texts(self.text, "edit")
         if not 0 < self.strength <= 1:
             raise ValueError(f"`--strength` must lie in (0, 1], not {self.strength}: it is a share of the tokens.")
@@ -60,9 +64,9 @@ def run_infill(argv: list[str]) -> int:
 
     from ..infilling import infill
 
-    return _print(
-        args, lambda seed: infill(model, tokenizer, args.text, seed=seed, draws=args.draws, **args.settings())
-    )
+    recorder = args.recorder(tokenizer)
+    options = {"draws": args.draws, "recorder": recorder, **args.settings()}
+    return _print(args, recorder, lambda seed: infill(model, tokenizer, args.text, seed=seed, **options))
 
 
 def run_edit(argv: list[str]) -> int:
@@ -72,11 +76,16 @@ def run_edit(argv: list[str]) -> int:
 
     from ..editing import edit
 
-    options = {"strength": args.strength, "protect": args.protect, **args.settings()}
-    return _print(args, lambda seed: edit(model, tokenizer, args.text, seed=seed, **options))
+    recorder = args.recorder(tokenizer)
+    options = {"strength": args.strength, "protect": args.protect, "recorder": recorder, **args.settings()}
+    return _print(args, recorder, lambda seed: edit(model, tokenizer, args.text, seed=seed, **options))
 
 
-def _print(args: GenerationSettings, make: Callable[[int], "Sequence[InfilledText | EditedText]"]) -> int:
+def _print(
+    args: InfillArguments | EditArguments,
+    recorder: "TraceRecorder | None",
+    make: Callable[[int], "Sequence[InfilledText | EditedText]"],
+) -> int:
     seed = args.seed if args.seed is not None else random.SystemRandom().randrange(2**31)
     if args.seed is None:
         print(f"seed {seed}", file=sys.stderr)
@@ -86,4 +95,6 @@ def _print(args: GenerationSettings, make: Callable[[int], "Sequence[InfilledTex
     for place, sample in enumerate(make(seed)):
         text = sample.to_json() if args.output_format == "json" else ("\n" if place else "") + sample.text
         print(printable(text) if sys.stdout.isatty() else text, flush=True)
+    if recorder is not None:
+        args.save_trace(recorder, seed)
     return 0

@@ -1,26 +1,17 @@
 """The live view: text condensing out of masks in a terminal, or plain lines where there is none."""
 
-import unicodedata
 from itertools import groupby
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
-MASK_GLYPH, ASCII_MASK_GLYPH = "░░░", "___"
-_STYLES = {"mask": "dim", "fresh": "bold underline", "settled": ""}
-
-
-def printable(text: str) -> str:
-    """`text` without what a terminal would obey: control characters, escape sequences included, become U+FFFD."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text
-    )
+from .terminal_text import STYLES, LiveText, mask_glyph
+from .terminal_text import printable as printable
 
 
 class TerminalStreamer(BaseStreamer):
@@ -37,7 +28,7 @@ class TerminalStreamer(BaseStreamer):
     def __init__(self, tokenizer: PreTrainedTokenizerBase, console: Console | None = None) -> None:
         self.tokenizer = tokenizer
         self.console = console or Console(stderr=True)
-        self._live: Live | None = None
+        self._view = LiveText(self.console)
         self._forget()
 
     def _forget(self) -> None:
@@ -55,27 +46,13 @@ class TerminalStreamer(BaseStreamer):
         ids = torch.cat([self._prompt, value.reshape(-1).cpu()])
         text = self._render(ids)
         self._index += 1
-        if not self.console.is_terminal:
-            text.plain = text.plain.replace("\n", " ")
-            self.console.print(Text(f"{self._index:>4}  ") + text, soft_wrap=True)
-        else:
-            if self._live is None:
-                self._live = Live(
-                    console=self.console,
-                    auto_refresh=False,
-                    transient=True,
-                    redirect_stdout=False,
-                    redirect_stderr=False,
-                )
-                self._live.start()
-            self._live.update(text, refresh=True)
+        masks = int((value == self.tokenizer.mask_token_id).sum())
+        self._view.show(self._index, text, f"{masks} of {value.numel()} masked")
         self._before = ids
 
     def end(self) -> None:
         """Takes the view down and forgets the canvas; also to be called when generation fails."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._view.close()
         self._forget()
 
     def _render(self, ids: Tensor) -> Text:
@@ -88,19 +65,19 @@ class TerminalStreamer(BaseStreamer):
         states[: len(self._prompt)] = 2  # whatever stands in a prompt is text
         length = next((place for place, token in enumerate(ids.tolist()) if token in end_ids), len(ids))
 
-        text, place, glyph = Text(), 0, ASCII_MASK_GLYPH if self.console.options.ascii_only else MASK_GLYPH
+        text, place, glyph = Text(), 0, mask_glyph(self.console)
         for is_mask, run in groupby(states[:length].tolist(), key=lambda state: state == 0):
             if place:
                 text.append(" ")
             run_states, start, shown = list(run), place, ""
             if is_mask:
-                text.append(" ".join([glyph] * len(run_states)), style=_STYLES["mask"])
+                text.append(" ".join([glyph] * len(run_states)), style=STYLES["mask"])
                 place += len(run_states)
                 continue
             for state, group in groupby(run_states):
                 place += len(list(group))
                 # Decoded from the start of the run, so that parts of one word are not torn apart.
                 whole = printable(self.tokenizer.decode(ids[start:place].tolist()).lstrip(" "))
-                text.append(whole[len(shown) :], style=_STYLES["fresh" if state == 1 else "settled"])
+                text.append(whole[len(shown) :], style=STYLES["fresh" if state == 1 else "settled"])
                 shown = whole
         return text
