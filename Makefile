@@ -19,7 +19,7 @@ quickstart: $(VENV)/.core ## train the story model for a few minutes on the CPU 
 	$(BIN)/python experiments/quickstart.py
 
 test: $(VENV)/.dev ## run all tests
-	$(PYTEST) -q -n 2
+	$(PYTEST) -q -n 2 --dist loadgroup
 
 check: $(VENV)/.dev ## lint, format, types, import directions and the contents of the wheel
 	$(BIN)/python -m ruff check .

@@ -1,6 +1,8 @@
 """Shared fixtures: real classes at toy size, built once and copied for each test."""
 
 import copy
+import logging
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,6 +10,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from diffusion_mlm import DiffusionGenerationConfig, story_language
 from diffusion_mlm.modeling import build_model
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """Undoes what a command does to the package's loggers, and libraries to all: the next test may look at logs."""
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("diffusion_mlm")]
+    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    yield
+    for logger, level, propagate, handlers in before:
+        logger.level, logger.propagate, logger.handlers, logger.disabled = level, propagate, handlers, False
+        logger.manager._clear_cache()
 
 
 @pytest.fixture(scope="session")

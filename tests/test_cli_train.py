@@ -71,7 +71,7 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_as_if_nothing_had_be
         "diffusion-mlm: stopped by a signal after step 2, which is saved in out/checkpoint-2. Go on with "
         "`--resume-from-checkpoint true`.\n"
     )
-    assert sorted(path.name for path in Path("out").iterdir()) == [".run-lock", "checkpoint-2"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [".run-lock", "checkpoint-2", "log.jsonl"]
     status, err = train("--save-strategy", "no")
     assert status == 2 and "--resume-from-checkpoint true" in err
     status, err = train("--save-strategy", "no", "--resume-from-checkpoint", "true")
@@ -79,7 +79,12 @@ def test_an_interrupted_training_says_how_to_go_on_and_ends_as_if_nothing_had_be
     resumed = Path("out/final-model/model.safetensors").read_bytes()
     assert train("--save-strategy", "no", "--overwrite-output", "true")[0] == 0
     assert Path("out/final-model/model.safetensors").read_bytes() == resumed
-    assert sorted(path.name for path in Path("out").iterdir()) == [".run-lock", "final-model", "summary.json"]
+    assert sorted(path.name for path in Path("out").iterdir()) == [
+        ".run-lock",
+        "final-model",
+        "log.jsonl",
+        "summary.json",
+    ]
 
 
 def test_auto_begins_and_goes_on_and_a_change_of_settings_is_refused(train: Command) -> None:

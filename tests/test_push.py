@@ -33,6 +33,8 @@ PUBLISHER = f"""
 import contextlib, io, json, sys
 from diffusion_mlm.cli import main
 
+pytestmark = pytest.mark.xdist_group("push")  # what they share takes long
+
 found = {{"status": {{}}, "said": {{}}}}
 def run(name, *argv):
     out, err = io.StringIO(), io.StringIO()
