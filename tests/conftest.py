@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,14 +12,13 @@ from diffusion_mlm.modeling import build_model
 
 
 @pytest.fixture(autouse=True)
-def logging_as_it_was() -> Iterator[None]:
-    """Undoes what a command does to the package's loggers, and libraries to all: the next test may look at logs."""
-    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if name.startswith("diffusion_mlm")]
-    before = [(logger, logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
-    yield
-    for logger, level, propagate, handlers in before:
-        logger.level, logger.propagate, logger.handlers, logger.disabled = level, propagate, handlers, False
-        logger.manager._clear_cache()
+def logging_as_at_first() -> None:
+    """Undoes what commands do to the package's loggers, and libraries to all: a test may look at what is said."""
+    logging.disable(logging.NOTSET)
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.split(".")[0] == "diffusion_mlm" and isinstance(logger, logging.Logger):
+            logger.setLevel(logging.NOTSET)
+            logger.handlers, logger.propagate, logger.disabled = [], True, False
 
 
 @pytest.fixture(scope="session")
