@@ -1,5 +1,7 @@
 """The Trainer's side of `ema_decay`, and what a run remembers in its checkpoints beside weights and optimizer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import Trainer
@@ -52,6 +54,15 @@ class AveragingTrainer(Trainer):
         super()._load_best_model()
         if self._average is not None:
             load_run_state(str(self.state.best_model_checkpoint), {"ema_decay": self._average})
+
+    @contextmanager
+    def _weights_to_push(self) -> Iterator[bool]:
+        """As in `PushingTrainer`: the mean, if there is one, since that is what was evaluated."""
+        if self._average is None or self._average.averaged.n_averaged == 0:
+            yield False
+            return
+        with self._average.within(unwrap(self.model)):
+            yield True
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """`Trainer.train`; the mean of the weights, if there is one, takes their place at the end."""

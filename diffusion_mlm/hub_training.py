@@ -5,17 +5,20 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
 from .generation_config import DiffusionGenerationConfig
 from .hub import HubRepository, Published, sealed
+from .lora import has_lora, merge_lora, merged_size
 from .model_card import CardFacts, model_card
 from .publication import CARD, CONFIG, GENERATION_CONFIG, model_files, training_state_files
 
@@ -29,7 +32,8 @@ class PushingTrainer(Trainer):
     """`Trainer`, but for what `push_to_hub` sends, and how.
 
     * The model with its generation settings, its code and a card, from the first push on; never the arguments, which
-      hold a token if one was passed. `hub_strategy="checkpoint"` and `"all_checkpoints"` send what a run goes on from
+      hold a token if one was passed. LoRA is merged, and with `ema_decay` it is the mean of the weights, which the
+      figures of the card are of. `hub_strategy="checkpoint"` and `"all_checkpoints"` send what a run goes on from
       too, in the same commit.
     * A new repository is private unless `hub_private_repo=False`.
     * What is sent in the background are copies (links where the file system has them), so that the next checkpoint
@@ -41,6 +45,7 @@ class PushingTrainer(Trainer):
 
     card_facts: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
     _repository: HubRepository | None = None
+    _first_copies = True
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, before any training.
@@ -77,8 +82,11 @@ class PushingTrainer(Trainer):
         if not self.is_world_process_zero() or self._repository is None:
             return None
         self._finish_current_push()
-        files = self._files_of(str(self.args.output_dir), in_progress=False)
+        made = self._make_model()
+        files = self._files_of(str(made or self.args.output_dir), in_progress=False)
         push = partial(self._repository.publish, files, commit_message, revision=revision or self.args.hub_revision)
+        if made is not None:
+            push = partial(_push_and_remove, push, made)
         return push() if blocking else self._repository.api.run_as_future(push)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
@@ -91,7 +99,7 @@ class PushingTrainer(Trainer):
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         try:
             files, copies = self._copies_of(checkpoint_folder)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             logger.warning(_FAILED, error)
             return
         message = f"Training in progress, step {self.state.global_step}"
@@ -99,16 +107,44 @@ class PushingTrainer(Trainer):
         self._pushes.append(self._repository.api.run_as_future(_push_and_remove, push, copies))
 
     def _copies_of(self, checkpoint_folder: str) -> tuple[dict[str, bytes | Path], Path]:
-        files = self._files_of(checkpoint_folder, in_progress=True)
+        made = self._make_model()
+        files = self._files_of(str(made or checkpoint_folder), in_progress=True)
         if self.args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             last = self.args.hub_strategy == HubStrategy.CHECKPOINT
             folder = "last-checkpoint" if last else Path(checkpoint_folder).name
             files |= training_state_files(checkpoint_folder, folder)
-        if not self._pushes:
-            for left in Path(str(self.args.output_dir)).glob(f"{_COPY}*"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
-        copies = Path(tempfile.mkdtemp(prefix=_COPY, dir=self.args.output_dir))
+        copies = made or self._new_directory()
         return {name: _copy(of, copies / str(at)) for at, (name, of) in enumerate(files.items())}, copies
+
+    def _new_directory(self) -> Path:
+        output = Path(str(self.args.output_dir))
+        if self._first_copies:
+            for left in output.glob(f"{_COPY}*"):  # of a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            self._first_copies = False
+        output.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=_COPY, dir=output))
+
+    @contextmanager
+    def _weights_to_push(self) -> Iterator[bool]:
+        """Within it the model has the weights that are pushed; gives whether those are others than a checkpoint's."""
+        yield False
+
+    def _make_model(self) -> Path | None:
+        """A new directory with the model as it is pushed, or None where checkpoints hold just that."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        with self._weights_to_push() as others:
+            if not others and not has_lora(model):
+                return None
+            directory = self._new_directory()
+            try:
+                merge_lora(model).save_pretrained(directory)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(str(directory))
+            except BaseException:
+                shutil.rmtree(directory, ignore_errors=True)
+                raise
+        return directory
 
     def _finish_current_push(self) -> None:
         for push in getattr(self, "_pushes", []):
@@ -148,7 +184,7 @@ class PushingTrainer(Trainer):
         facts = CardFacts(
             str(self.hub_model_id),
             json.loads(config),
-            self.model.num_parameters(),
+            merged_size(self.model),
             summary,
             in_progress=in_progress,
             mask_token=str(getattr(self.processing_class, "mask_token", "<mask>")),

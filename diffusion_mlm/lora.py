@@ -86,14 +86,23 @@ def _require_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> N
             )
 
 
+def has_lora(model: nn.Module) -> bool:
+    """Whether matrices of LoRA are in the model."""
+    return any(hasattr(module, "lora_A") for module in model.modules())
+
+
+def merged_size(model: nn.Module) -> int:
+    """How many numbers are in the weights of the ordinary model."""
+    return sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
+
+
 def merge_lora(model: nn.Module) -> PreTrainedModel:
     """The ordinary model with the products added to its matrices; a copy, so that `model` can be trained on.
 
     A model without LoRA is returned as it is.
     """
-    inner: Any = unwrap(model)
-    if not any(hasattr(module, "lora_A") for module in inner.modules()):
-        return inner  # type: ignore[no-any-return]
+    if not has_lora(model):
+        return unwrap(model)  # type: ignore[return-value]
     while not hasattr(type(model), "get_base_model"):  # `DistributedDataParallel` around it
         model = model.module  # type: ignore[assignment]
     return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator, no-any-return]

@@ -29,10 +29,19 @@ _TOKENIZER = {
     "tokenizer.model",
 }
 # What transformers notes about where a file came from on this machine.
-_LOCAL_FACTS = {"_name_or_path", "name_or_path", "is_local", "local_files_only", "cache_dir", "tokenizer_file"}
+_LOCAL_FACTS = {
+    "_name_or_path",
+    "name_or_path",
+    "base_model_name_or_path",
+    "is_local",
+    "local_files_only",
+    "cache_dir",
+    "tokenizer_file",
+}
 # What training goes on from, beside the model itself; `training_args.bin` is none of it.
 _TRAINING_STATE = re.compile(
-    r"(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth|trainer_state\.json|ema\.safetensors"
+    r"(optimizer|scheduler|scaler)\.(pt|bin)|rng_state(_\d+)?\.pth|trainer_state\.json|"
+    r"(run_state|adapter_model)\.safetensors"
 )
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")  # what a token of the Hub looks like
 
@@ -82,6 +91,9 @@ def training_state_files(checkpoint: str | Path, path_in_repo: str) -> dict[str,
     for path in sorted(Path(checkpoint).iterdir()):
         if path.is_file() and (is_published(path.name) or _TRAINING_STATE.fullmatch(path.name)):
             files[f"{path_in_repo}/{path.name}"] = path
+    adapter = Path(checkpoint) / "adapter_config.json"
+    if adapter.is_file():
+        files[f"{path_in_repo}/{adapter.name}"] = _clean_json(json.loads(adapter.read_text(encoding="utf-8")))
     state = Path(checkpoint) / "trainer_state.json"
     if state.is_file():
         found = json.loads(state.read_text(encoding="utf-8"))

@@ -1,16 +1,19 @@
 """Pushes of a trainer while it trains, to a Hub on the loopback address."""
 
+import copy
 import logging
 import threading
 import types
 
 import pytest
+import torch
 from loopback_hub import TOKEN, Fault, LoopbackHub
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import RobertaForMaskedLM, TrainerCallback
 
 from diffusion_mlm import DiffusionGenerationConfig, DiffusionTrainer, DiffusionTrainingArguments
 from diffusion_mlm.errors import HubUnavailableError, NotAllowedError
+from diffusion_mlm.lora import add_lora, merge_lora
 
 
 @pytest.fixture
@@ -123,3 +126,56 @@ def test_a_token_is_not_saved(hub, tiny_roberta, story_tokenizer, tmp_path):
     training.save_model(str(tmp_path / "model"), _internal_call=True)
     assert TOKEN.encode() not in (tmp_path / "model" / "training_args.bin").read_bytes()
     assert training.args.hub_token == TOKEN
+
+
+def pulled(hub, directory):
+    """The ordinary model that transformers makes of what is in the repository."""
+    for name, content in hub.files("me/run").items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_bytes(content)
+    return RobertaForMaskedLM.from_pretrained(directory).state_dict()
+
+
+def test_lora_is_pushed_as_the_ordinary_model_that_it_makes(hub, tiny_roberta, story_tokenizer, tmp_path):
+    pytest.importorskip("peft")
+    tiny_roberta.config._name_or_path = tiny_roberta.name_or_path = str(tmp_path)
+    size = tiny_roberta.num_parameters()
+    model = add_lora(tiny_roberta, rank=2)
+    training = trainer(model, story_tokenizer, tmp_path / "run", hub_strategy="checkpoint", learning_rate=0.1)
+    training.train()
+    assert messages(hub)[0] == "Training in progress, step 1"
+    kept = {name for name in hub.files("me/run") if name.startswith("last-checkpoint/adapter_")}
+    assert kept == {"last-checkpoint/adapter_config.json", "last-checkpoint/adapter_model.safetensors"}
+    training.push_to_hub()
+    assert f"with {size:,} parameters".encode() in hub.files("me/run")["README.md"]  # and not the card of peft
+    assert not any(str(tmp_path).encode() in content for content in hub.files("me/run").values())
+    for name, weight in pulled(hub, tmp_path / "pulled").items():
+        assert torch.equal(weight, merge_lora(model).state_dict()[name]), name
+    assert not list((tmp_path / "run").glob("_push-*"))
+
+
+def test_the_mean_of_the_weights_is_pushed_and_what_a_run_needs_to_go_on(hub, tiny_roberta, story_tokenizer, tmp_path):
+    means = []
+
+    class Keep(TrainerCallback):
+        def on_save(self, args, state, control, model=None, **kwargs):
+            means.append(copy.deepcopy(training._average.averaged.module.state_dict()))
+            assert not torch.equal(means[-1]["lm_head.bias"], model.lm_head.bias) or state.global_step == 1
+
+    training = trainer(
+        tiny_roberta,
+        story_tokenizer,
+        tmp_path / "run",
+        [Keep()],
+        hub_strategy="checkpoint",
+        hub_always_push=True,
+        ema_decay=0.8,
+        learning_rate=0.1,
+    )
+    training.train()
+    assert messages(hub)[-1] == "Training in progress, step 2"
+    for name, weight in pulled(hub, tmp_path / "pulled").items():
+        assert torch.equal(weight, means[-1][name]), name
+    for name in ("run_state.safetensors", "model.safetensors"):
+        saved = tmp_path / "run" / "checkpoint-2" / name
+        assert hub.files("me/run")[f"last-checkpoint/{name}"] == saved.read_bytes()

@@ -33,7 +33,7 @@ from ..errors import CheckpointError, OutputDirectoryError, SaveError
 from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
 from ..hub_access import require_repository
-from ..lora import add_lora, merge_lora
+from ..lora import add_lora, merge_lora, merged_size
 from ..modeling import build_model, context_length, load_model, preset_config, require_mask_token
 from ..output_directory import require_writable
 from ..run_lock import require_unlocked, run_lock
@@ -371,7 +371,7 @@ def write_summary(
     seconds = next((log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log), None)
     summary = {
         "source": trainer.card_facts.get("source"),
-        "parameters": trainer.model.num_parameters(),
+        "parameters": merged_size(trainer.model),
         "steps": trainer.state.global_step,
         "rows_per_step": trainer.args.train_batch_size
         * trainer.args.gradient_accumulation_steps
