@@ -116,10 +116,7 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
                 f"own tokenizer, or call `model.resize_token_embeddings({len(tokenizer)})`."
             )
         self._forbidden = torch.tensor(forbidden_token_ids(tokenizer, self._generates_end, vocab_size))
-        self._bucket_nats = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
-        self._bucket_counts = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
-        self._first_bad_step = torch.tensor(-1)
-        self._throughput = Throughput()
+        self._forget()
         self._streamed_eval: tuple[Any, list[Any]] = (None, [])
         super().__init__(
             model=model,
@@ -145,9 +142,19 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
             require_sharding(getattr(state, "fsdp_plugin", None), state.distributed_type.value)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        self._forget()
         if self.is_fsdp_enabled:
             shard_model(self.model, self.accelerator.state.fsdp_plugin)  # before the optimizer takes its parameters
         return super()._prepare_for_training(*args, **kwargs)
+
+    def _forget(self) -> None:
+        """Nothing is left of steps that a run before, or one that ran out of memory, has made."""
+        if isinstance(self._process.rates, ImportanceRates):
+            self._process = dataclasses.replace(self._process)
+        self._bucket_nats = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
+        self._bucket_counts = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
+        self._first_bad_step = torch.tensor(-1)
+        self._throughput = Throughput()
 
     # Data
 

@@ -30,6 +30,7 @@ from diffusion_mlm.errors import (
 )
 from diffusion_mlm.memory_split import smaller_split
 from diffusion_mlm.output_directory import require_writable
+from diffusion_mlm.rate_distributions import ImportanceRates
 from diffusion_mlm.sealed_checkpoints import MANIFEST, newest_complete, read_facts
 from experiments.kill_training import Setting, digest, fork, make_rows, make_trainer
 
@@ -179,6 +180,17 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_from_there(tm
     trainer = make_trainer(tmp_path / "run", RUN)
     trainer.train(resume_from_checkpoint=True)
     assert digest(trainer.model) == finished[1]
+
+
+def test_a_signal_saves_even_where_only_the_best_model_is_saved(tmp_path):
+    best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_loss"}
+    trainer = make_trainer(tmp_path, RUN, **best, greater_is_better=True)  # the first bound is the "best" one
+    trainer.eval_dataset = make_rows(27)[:4]
+    trainer.callback_handler.callbacks.insert(0, At(2, lambda: signal.raise_signal(signal.SIGTERM)))
+    with pytest.raises(TrainingInterruptedError, match="after step 2, which is saved in .*checkpoint-2"):
+        trainer.train()
+    assert trainer.state.best_global_step == 1
+    assert checkpoints(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_a_signal_after_the_last_step_saves_too(tmp_path):
@@ -385,6 +397,24 @@ def test_auto_find_batch_size_keeps_the_global_batch_and_the_weights(tmp_path, f
     make_trainer(tmp_path / "run", run, auto_find_batch_size=True).train(resume_from_checkpoint=True)
     with pytest.raises(CheckpointError, match="`gradient_accumulation_steps` was 4, is 2"):
         make_trainer(tmp_path / "run", run).train(resume_from_checkpoint=True)
+
+
+def test_nothing_is_learnt_from_steps_that_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(ImportanceRates, "NUM_BINS", 2)
+    monkeypatch.setattr(ImportanceRates, "WARM_UP", 1)
+    run = Setting(steps=4, save_every=9, rows=27)
+    settings = {"rate_distribution": "importance", "logging_steps": 4}
+    splits = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}, {"auto_find_batch_size": True}
+    logs = []
+    for split in splits:
+        trainer = make_trainer(tmp_path / str(len(logs)), run, **settings, **split)
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        out_of_memory_above(trainer, 2, from_call=5)
+        trainer.train()
+        logs.append({name: value for name, value in trainer.state.log_history[0].items() if "loss" in name})
+    assert logs[1] == pytest.approx(logs[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("rows, steps, split", [(32, 1, (16, 2)), (9, 2, (3, 6)), (7, 1, (1, 7)), (1, 4, None)])
