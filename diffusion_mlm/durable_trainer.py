@@ -326,6 +326,10 @@ class DurableTrainer(Trainer):
         limit = self.args.save_total_limit if self.args.save_total_limit is not None else self._limit
         self._once(lambda: rotate(directory.parent, limit, self.state.best_global_step))
 
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Also True after a signal: with `save_strategy="best"` only then is anything saved."""
+        return super()._determine_best_metric(*args, **kwargs) or self._interruption.acted
+
     def _explained(self, error: Exception | None, directory: Path) -> Exception:
         """What a failed save is reported as: torch and safetensors say of a full disk only where they noticed."""
         if isinstance(error, SaveError) or not isinstance(error, (OSError, RuntimeError, SafetensorError, type(None))):

@@ -183,9 +183,9 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_run_goes_on_from_there(tm
 
 
 def test_a_signal_saves_even_where_only_the_best_model_is_saved(tmp_path):
-    best = {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1, "metric_for_best_model": "eval_loss"}
-    trainer = make_trainer(tmp_path, RUN, **best, greater_is_better=True)  # the first bound is the "best" one
-    trainer.eval_dataset = make_rows(27)[:4]
+    trainer = make_trainer(tmp_path, RUN, save_strategy="best", metric_for_best_model="eval_loss", eval_steps=1)
+    trainer.args.greater_is_better = True  # so that the first bound is the "best" one
+    trainer.eval_dataset, trainer.args.eval_strategy = make_rows(27)[:4], IntervalStrategy.STEPS
     trainer.callback_handler.callbacks.insert(0, At(2, lambda: signal.raise_signal(signal.SIGTERM)))
     with pytest.raises(TrainingInterruptedError, match="after step 2, which is saved in .*checkpoint-2"):
         trainer.train()
