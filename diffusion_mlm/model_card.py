@@ -15,6 +15,14 @@ _RECIPE = {
     "row_length": "tokens per row",
     "generates_end": "writes the end of a text",
 }
+_UNUSUAL = {
+    "rate_distribution": "distribution of the mask rate",
+    "rate_parameters": "parameters of that distribution",
+    "token_weights": "tokens that are masked more often",
+    "random_length_share": "share of rows cut to a random length",
+    "ema_decay": "decay of the mean of the weights, which this is",
+    "lora_rank": "rank of LoRA, merged into the weights",
+}
 _RUN = {
     "steps": "optimizer steps",
     "rows_per_step": "rows per step",
@@ -208,6 +216,8 @@ def _recipe(facts: CardFacts) -> list[tuple[str, str]]:
     recipe = facts.source.get("recipe") or {}
     run = {**recipe, **{name: value for name, value in facts.summary.items() if name in _RUN}}
     rows = [(label, _shown(diffusion[name])) for name, label in _RECIPE.items() if name in diffusion]
+    unusual = diffusion.get("recipe") or {}
+    rows += [(label, _shown(unusual[name])) for name, label in _UNUSUAL.items() if name in unusual]
     rows += [(label, _shown(run[name])) for name, label in _RUN.items() if run.get(name) is not None]
     if "version" in diffusion:
         rows.append(("diffusion_mlm", str(diffusion["version"])))
@@ -280,6 +290,8 @@ def _licence(facts: CardFacts) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value))
     if isinstance(value, int):
         return f"{value:,}" if abs(value) >= 10_000 else str(value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -31,6 +31,15 @@ def test_the_card_has_the_figures_and_where_they_come_from():
     assert "Training goes on" not in text and "Samples" not in text
 
 
+def test_the_card_says_what_is_unusual_in_the_recipe():
+    recipe = {"rate_distribution": "beta", "rate_parameters": [3.0, 1.0], "ema_decay": 0.999, "lora_rank": 8}
+    text = model_card(CardFacts("me/writer", {"diffusion": {"objective": "elbo", "recipe": recipe}}))
+    assert "| distribution of the mask rate | beta |" in text and "| parameters of that distribution | 3, 1 |" in text
+    assert "| decay of the mean of the weights, which this is | 0.999 |" in text
+    assert "| rank of LoRA, merged into the weights | 8 |" in text
+    assert "random length" not in text
+
+
 def test_a_report_is_preferred_for_it_has_intervals():
     figures = {
         "nats_per_token": 1.0,
