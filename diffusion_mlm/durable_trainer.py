@@ -122,6 +122,11 @@ class DurableTrainer(Trainer):
                 "`auto_find_batch_size` must be False with several processes: one that runs out of memory leaves the "
                 "others waiting. Set `per_device_train_batch_size` and `gradient_accumulation_steps`."
             )
+        if self.args.auto_find_batch_size and self.is_fsdp_enabled:
+            raise ValueError(
+                "`auto_find_batch_size` must be False with `fsdp`: weights that are sharded cannot begin again. Set "
+                "`per_device_train_batch_size` and `gradient_accumulation_steps`."
+            )
         output = Path(str(self.args.output_dir))
         with contextlib.ExitStack() as stack:
             self._once(lambda: self._take_directory(output, stack))

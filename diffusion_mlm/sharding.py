@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .lora import has_lora
+
 
 def require_sharding(plugin: Any, distributed_type: str) -> None:
     """Refuses what accelerate would do silently, or wrongly, instead of FSDP2.
@@ -57,12 +59,17 @@ def shard_model(model: nn.Module, plugin: Any, mesh: Any = None) -> None:
         mesh (`torch.distributed.DeviceMesh`, *optional*): the processes that share; all by default.
 
     Raises:
-        ValueError: no layer has one of the names.
+        ValueError: no layer has one of the names, or the model has LoRA.
     """
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
     if isinstance(model, FSDPModule):
         return
+    if has_lora(model):
+        raise ValueError(
+            "`fsdp` and LoRA exclude one another: no process could merge the matrices into weights that it has a part "
+            "of. Leave one of them out."
+        )
     # Gradients are summed over processes in float32, as without sharding; accelerate would sum them in bfloat16.
     policy = replace(plugin.mixed_precision_policy or MixedPrecisionPolicy(), reduce_dtype=torch.float32)
     settings: dict[str, Any] = {

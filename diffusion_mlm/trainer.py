@@ -151,10 +151,8 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
         """Nothing is left of steps that a run before, or one that ran out of memory, has made."""
         if isinstance(self._process.rates, ImportanceRates):
             self._process = dataclasses.replace(self._process)
-        self._bucket_nats = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
-        self._bucket_counts = torch.zeros(NUM_BUCKETS, dtype=torch.float64)
-        self._first_bad_step = torch.tensor(-1)
-        self._throughput = Throughput()
+        self._bucket_nats, self._bucket_counts = torch.zeros(2, NUM_BUCKETS, dtype=torch.float64)
+        self._first_bad_step, self._throughput = torch.tensor(-1), Throughput()
 
     # Data
 

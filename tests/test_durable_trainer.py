@@ -417,6 +417,14 @@ def test_nothing_is_learnt_from_steps_that_are_made_again(tmp_path, monkeypatch)
     assert logs[1] == pytest.approx(logs[0], abs=1e-4)
 
 
+def test_weights_that_are_sharded_cannot_begin_again(tmp_path):
+    trainer = make_trainer(tmp_path / "run", RUN, auto_find_batch_size=True)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(ValueError, match="`auto_find_batch_size` must be False with `fsdp`"):
+        trainer.train()
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("rows, steps, split", [(32, 1, (16, 2)), (9, 2, (3, 6)), (7, 1, (1, 7)), (1, 4, None)])
 def test_the_next_smaller_split_divides_the_rows_by_their_smallest_factor(rows, steps, split):
     args = namedtuple("args", "per_device_train_batch_size gradient_accumulation_steps")

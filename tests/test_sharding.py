@@ -7,11 +7,13 @@ import torch
 from torch import nn
 
 from diffusion_mlm import DiffusionTrainingArguments
+from diffusion_mlm.lora import add_lora
 from diffusion_mlm.sharding import (
     all_finite,
     fsdp_was_asked_for,
     layers_to_shard,
     require_sharding,
+    shard_model,
     whole_state_dict,
 )
 
@@ -62,3 +64,9 @@ def test_the_layers_that_share_no_weight_are_divided(tiny_roberta):
 def test_a_model_that_is_whole_is_left_to_the_library(tiny_roberta):
     assert whole_state_dict(tiny_roberta) is None
     assert all_finite(torch.tensor([1.0, 2.0])) and not all_finite(torch.tensor([1.0, float("nan")]))
+
+
+def test_lora_is_refused_before_training_and_not_after_it(tiny_roberta):
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="`fsdp` and LoRA exclude one another"):
+        shard_model(add_lora(tiny_roberta, rank=2), plugin())
