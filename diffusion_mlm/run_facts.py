@@ -11,6 +11,9 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from .corruption import ForwardProcess
+from .rate_distributions import RateHistogram
+
 # Arguments that change no weight. Whatever else there is, or will be, counts.
 _HARMLESS = (
     "allow_inexact", "auto_find", "batch_eval", "dataloader_", "ddp_timeout", "debug", "disable_", "do_", "enable_jit",
@@ -42,6 +45,15 @@ def run_facts(
         facts["dataloader_num_workers"] = args.dataloader_num_workers
     facts.update((f"version of {package.__name__}", package.__version__) for package in _packages())
     return json.loads(json.dumps(facts, sort_keys=True, default=str))
+
+
+def masking_words(process: ForwardProcess) -> str:
+    """How rows are masked, as the next process will find it again: a density is known by its values."""
+    words, law = repr(process), process.rates
+    if not isinstance(law, RateHistogram) or isinstance(process.rate_distribution, str):
+        return words
+    digest = hashlib.sha256(law.masses.numpy().tobytes()).hexdigest()[:16]
+    return words.replace(repr(process.rate_distribution), f"density {digest}")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -28,6 +28,7 @@ from .objectives import objective_sum, objective_units, row_means, scored_positi
 from .optimizers import MuonWithAdamW
 from .randomness import fold_in, make_key
 from .rate_distributions import ImportanceRates
+from .run_facts import masking_words
 from .sharding import all_finite, fsdp_was_asked_for, require_sharding, shard_model
 from .throughput import Throughput
 from .token_weights import rare_token_weights, token_counts
@@ -261,8 +262,8 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
 
     def run_facts(self) -> dict[str, Any]:
         """As in `DurableTrainer`, and how the rows are masked, which a collator may say otherwise than `args`."""
-        collator = self.data_collator
-        masking = f"{self._process}, end token {self._generates_end}, multiple of {collator.pad_to_multiple_of}"
+        multiple = self.data_collator.pad_to_multiple_of
+        masking = f"{masking_words(self._process)}, end token {self._generates_end}, multiple of {multiple}"
         return {**super().run_facts(), "masking process": masking}
 
     # Loss

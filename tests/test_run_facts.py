@@ -8,7 +8,8 @@ from datasets import Dataset, IterableDataset
 
 from diffusion_mlm import DiffusionTrainingArguments, story_language
 from diffusion_mlm.cli.train_arguments import TrainCommandArguments
-from diffusion_mlm.run_facts import _HARMLESS, _spread, data_digest, differences, run_facts
+from diffusion_mlm.corruption import ForwardProcess
+from diffusion_mlm.run_facts import _HARMLESS, _spread, data_digest, differences, masking_words, run_facts
 
 ROWS = [{"input_ids": [0, 10 + row, 20 + row, 2][: 2 + row % 3]} for row in range(40)]
 
@@ -90,3 +91,11 @@ def test_what_is_taken_as_harmless_is_known_by_name() -> None:
     harmless = {name for name in names if name.startswith(_HARMLESS)}
     for name in ("seed", "data_seed", "max_grad_norm", "dropout", "objective", "optim", "lr_scheduler_type", "bf16"):
         assert name not in harmless
+
+
+def test_a_density_is_known_by_its_values_and_not_by_where_it_lies():
+    def words(density):
+        return masking_words(ForwardProcess(mask_id=4, rate_distribution=density))
+
+    assert words(lambda u: u + 1) == words(lambda u: 1 + u) != words(lambda u: u + 2)
+    assert "rate_distribution='uniform'" in words("uniform")
