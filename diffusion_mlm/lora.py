@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,7 +68,10 @@ def add_lora(
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by old names
         torch.default_generator.manual_seed(seed)
-        return peft.get_peft_model(model, config)  # type: ignore[no-any-return]
+        wrapped: nn.Module = peft.get_peft_model(model, config)
+    if Path(config.base_model_name_or_path or "").is_absolute():
+        config.base_model_name_or_path = None  # trackers are given it; peft finds it again when it saves
+    return wrapped
 
 
 def _require_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> None:

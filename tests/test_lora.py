@@ -47,6 +47,11 @@ def trained_lora(directory, resume_from=None, stop_at=None, **settings):
     return trainer
 
 
+def saved(model, directory):
+    model.save_pretrained(directory)
+    return str(directory)
+
+
 def test_it_begins_as_the_model_and_trains_small_matrices_only():
     plain = tiny_model().eval()
     model = add_lora(tiny_model(), rank=2).eval()
@@ -65,6 +70,19 @@ def test_small_matrices_depend_on_the_seed_alone():
     state = torch.get_rng_state()
     assert digest(add_lora(tiny_model(), rank=2, seed=5)) == first != digest(add_lora(tiny_model(), rank=2, seed=6))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_trackers_are_given_no_local_path_of_the_model(tmp_path):
+    for name, shown in ((str(tmp_path), None), ("me/model", "me/model")):
+        model = tiny_model()
+        model.name_or_path = name
+        lora = add_lora(model, rank=2)
+        assert lora.peft_config["default"].base_model_name_or_path == shown
+    lora = add_lora(load_model(saved(tiny_model(), tmp_path / "base")), rank=2)
+    assert str(tmp_path) not in str(lora.peft_config)
+    lora.save_pretrained(tmp_path / "adapter")
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
 
 
 def test_the_head_runs_on_chosen_rows_under_the_wrapper():
@@ -153,6 +171,9 @@ def test_the_command_line_saves_an_ordinary_model(checkpoint, tmp_path, monkeypa
     final = Path("out/final-model")
     assert load_file(final / "model.safetensors").keys() == load_file(Path(checkpoint) / "model.safetensors").keys()
     assert not (final / "adapter_config.json").exists()
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["source"]["recipe"]["optimizer"] == "adamw_torch_fused"
+    assert summary["parameters"] == load_model(str(final)).num_parameters()
     config = json.loads((final / "config.json").read_text())
     assert config["diffusion"]["recipe"] == {"random_length_share": 0.1, "lora_rank": 2}
     ids = IDS[:, :16]

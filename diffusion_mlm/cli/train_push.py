@@ -50,7 +50,11 @@ def source_facts(
         "dataset_config": data_args.dataset_config if is_hub_dataset else None,
         "dataset_split": data_args.dataset_split if is_hub_dataset else None,
         "text": text,
-        "recipe": {"learning_rate": args.learning_rate, "optimizer": str(args.optim), "seed": args.seed},
+        "recipe": {
+            "learning_rate": args.learning_rate,
+            "optimizer": str(getattr(args.optim, "value", args.optim)),
+            "seed": args.seed,
+        },
     }
 
 
