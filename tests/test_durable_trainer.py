@@ -422,7 +422,6 @@ def test_weights_that_are_sharded_cannot_begin_again(tmp_path):
     trainer.is_fsdp_enabled = True
     with pytest.raises(ValueError, match="`auto_find_batch_size` must be False with `fsdp`"):
         trainer.train()
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("rows, steps, split", [(32, 1, (16, 2)), (9, 2, (3, 6)), (7, 1, (1, 7)), (1, 4, None)])
