@@ -7,6 +7,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --no-compile --prefer-binary --d
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 REQUIREMENTS := pyproject.toml constraints.txt
 # Two workers with one thread each: on two busy cores a third of the time of one process with two threads.
+# A file stays in one worker: what its tests share may take a minute to start.
 PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
@@ -19,7 +20,7 @@ quickstart: $(VENV)/.core ## train the story model for a few minutes on the CPU 
 	$(BIN)/python experiments/quickstart.py
 
 test: $(VENV)/.dev ## run all tests
-	$(PYTEST) -q -n 2 --dist loadgroup
+	$(PYTEST) -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev ## lint, format, types, import directions and the contents of the wheel
 	$(BIN)/python -m ruff check .

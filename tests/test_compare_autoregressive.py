@@ -13,8 +13,6 @@ from diffusion_mlm.callbacks import LogLineCallback
 from experiments.compare_autoregressive import CompareArguments, main, read_texts
 from experiments.peer_measures import prefixes_of
 
-pytestmark = pytest.mark.xdist_group("compare_autoregressive")  # what they share takes long
-
 TINY = {"steps": 4, "batch_size": 4, "max_length": 32, "draws": 2, "num_samples": 2, "prefix_tokens": 5, "orders": 1}
 RECIPES = sorted((Path(__file__).parents[1] / "experiments/recipes").glob("compare_*.yaml"))
 

@@ -19,8 +19,6 @@ import pytest
 from diffusion_mlm.errors import HubUnavailableError, NotAllowedError
 from diffusion_mlm.hub_access import looks_like_path, require_repository
 
-pytestmark = pytest.mark.xdist_group("hub_access")  # what they share takes long
-
 ANSWERS = {  # repository: status, X-Error-Code, X-Error-Message
     "org/open": (200, None, None),
     "org/gated-open": (200, None, None),

@@ -28,8 +28,6 @@ from diffusion_mlm.objectives import OBJECTIVES
 from diffusion_mlm.rate_distributions import ImportanceRates
 from diffusion_mlm.sealed_checkpoints import read_facts
 
-pytestmark = pytest.mark.xdist_group("processes")  # one start for all
-
 TOKENIZER = story_language.tokenizer()
 SHARDS = {"one": 1, "four": 4}
 SIGNALLED = {"gradient_accumulation_steps": 1, "max_steps": 6, "save_strategy": "steps", "save_steps": 2}

@@ -23,8 +23,6 @@ from diffusion_mlm.cli.push import PushArguments, summary_of
 from diffusion_mlm.hub import is_sealed
 from diffusion_mlm.remote_code import remote_source
 
-pytestmark = pytest.mark.xdist_group("push")  # what they share takes long
-
 ROOT = Path(__file__).parents[1]
 WRITER, SHOWN = "me/writer", "organisation/shown"
 SETTINGS = {"schedule": "cosine", "steps": 6, "max_new_tokens": 12, "num_return_sequences": 2, "seed": 5}
