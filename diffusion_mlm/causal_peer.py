@@ -10,6 +10,7 @@ import copy
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -22,6 +23,7 @@ from transformers import (
 
 from .hub_access import require_repository
 from .initialization import start_at_neighbors, start_by_copying
+from .modeling import end_token_id, forbidden_token_ids
 
 
 def build_causal_peer(config: Any, seed: int = 0, attn_implementation: str = "sdpa") -> PreTrainedModel:
@@ -82,6 +84,36 @@ def is_causal_checkpoint(name_or_path: str, *, trust_remote_code: bool = False, 
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]
         raise ValueError(f"`{argument}` is {name_or_path!r}, which holds no model: {reason}.") from error
+
+
+@torch.no_grad()
+def continue_causally(
+    model: Any, tokenizer: PreTrainedTokenizerBase, ids: Tensor, num_new: int, *, may_end: bool, seed: int, **how: Any
+) -> Tensor:
+    """What a causal model writes behind rows of ids: never a special token, the end token only if it may end.
+
+    Args:
+        ids (`torch.Tensor` of shape `(B, P)`): without padding.
+        num_new (`int`): so many tokens, or fewer if it may end.
+        how: further arguments of transformers' `generate`, such as the sampling.
+
+    Returns:
+        `torch.Tensor` of shape `(B, N)`, N <= `num_new`: the new ids, padded behind an end.
+    """
+    end_id = end_token_id(tokenizer)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        written: Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=num_new,
+            min_new_tokens=None if may_end else num_new,
+            eos_token_id=end_id if may_end else None,
+            suppress_tokens=forbidden_token_ids(tokenizer, may_end, model.config.vocab_size),
+            pad_token_id=end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+            **how,
+        )
+    return written[:, ids.shape[1] :]
 
 
 def load_causal_model(

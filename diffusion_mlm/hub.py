@@ -16,7 +16,7 @@ from .publication import CARD, is_published, require_nothing_private
 logger = logging.getLogger(__name__)
 
 _WAITS = (1.0, 4.0)  # seconds before what failed is tried again
-_CARD_SEAL = "<!-- diffusion-mlm card "
+_CARD_SIGNATURE = "<!-- diffusion-mlm card "
 
 
 class _TransientError(HubUnavailableError):
@@ -177,7 +177,7 @@ class HubRepository:
         url = f"{self._url}/resolve/{sha}/{CARD}"
         response = get_session().get(url, headers=build_hf_headers(token=self.api.token), follow_redirects=True)
         hf_raise_for_status(response)
-        return is_sealed(response.text)
+        return is_signed(response.text)
 
     def _require_arrived(self, operations: list[Any], sha: str) -> None:
         """Compares the files of the commit with what was sent."""
@@ -249,17 +249,17 @@ def _translated(error: BaseException | None, subject: str) -> HubUnavailableErro
     return None
 
 
-def sealed(card: str) -> str:
+def signed(card: str) -> str:
     """The card with a last line by which a later push knows that nobody has changed it."""
     text = card.rstrip("\n") + "\n"
-    return f"{text}\n{_CARD_SEAL}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
+    return f"{text}\n{_CARD_SIGNATURE}{hashlib.sha256(text.encode()).hexdigest()} -->\n"
 
 
-def is_sealed(card: str) -> bool:
-    """Whether this is a card as `sealed` made it, to the letter.
+def is_signed(card: str) -> bool:
+    """Whether this is a card as `signed` made it, to the letter.
 
-    >>> is_sealed(sealed("# A model")), is_sealed(sealed("# A model").replace("A", "My")), is_sealed("# A model")
+    >>> is_signed(signed("# A model")), is_signed(signed("# A model").replace("A", "My")), is_signed("# A model")
     (True, False, False)
     """
-    text, found, _ = card.replace("\r\n", "\n").rpartition(f"\n{_CARD_SEAL}")
-    return bool(found) and sealed(text) == card.replace("\r\n", "\n")
+    text, found, _ = card.replace("\r\n", "\n").rpartition(f"\n{_CARD_SIGNATURE}")
+    return bool(found) and signed(text) == card.replace("\r\n", "\n")

@@ -17,8 +17,9 @@ from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
 from .generation_config import DiffusionGenerationConfig
-from .hub import HubRepository, Published, sealed
+from .hub import HubRepository, Published, signed
 from .lora import has_lora, merge_lora, merged_size
+from .loss_buckets import loss_by_mask_rate
 from .model_card import CardFacts, model_card
 from .publication import CARD, CONFIG, GENERATION_CONFIG, model_files, training_state_files
 
@@ -170,15 +171,12 @@ class PushingTrainer(Trainer):
 
     def _card(self, config: Any, in_progress: bool) -> bytes:
         evaluation: dict[str, Any] = next((log for log in reversed(self.state.log_history) if "eval_loss" in log), {})
-        prefix = "eval_loss_mask_rate_"
         summary = {
             "steps": self.state.global_step,
             "nelbo_nats_per_token": evaluation.get("eval_loss"),
             "eval_tokens": evaluation.get("eval_num_tokens"),
             "draws": self.args.eval_draws,
-            "loss_by_mask_rate": [
-                [float(name.removeprefix(prefix)), nats] for name, nats in evaluation.items() if prefix in name
-            ],
+            "loss_by_mask_rate": loss_by_mask_rate(evaluation),
             **self.card_facts,
         }
         facts = CardFacts(
@@ -189,7 +187,7 @@ class PushingTrainer(Trainer):
             in_progress=in_progress,
             mask_token=str(getattr(self.processing_class, "mask_token", "<mask>")),
         )
-        return sealed(model_card(facts)).encode()
+        return signed(model_card(facts)).encode()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Saves without the token, which `training_args.bin` would hold in clear."""

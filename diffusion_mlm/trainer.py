@@ -5,31 +5,32 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from .averaging_trainer import AveragingTrainer
 from .batch_fingerprint import bad_rows, name_rows, row_fingerprint, rows_of_step
 from .corruption import CorruptedBatch
 from .data_collator import DataCollatorForMaskedDiffusion
-from .data_sampler import WholeBatchSampler
-from .data_stream import has_shards_for_all, loader_of_own_shards
 from .durable_trainer import DurableTrainer
 from .errors import NonFiniteLossError
 from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
 from .hub_training import PushingTrainer
+from .loss_buckets import LossBuckets, bucket_logs
 from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
+from .parallel_trainer import ParallelTrainer
 from .randomness import fold_in, make_key
 from .rate_distributions import ImportanceRates
 from .run_facts import masking_words
-from .sharding import all_finite, fsdp_was_asked_for, require_sharding, shard_model
+from .sharding import all_finite
 from .throughput import Throughput
 from .token_weights import rare_token_weights, token_counts
 from .training_args import DiffusionTrainingArguments
@@ -39,10 +40,11 @@ logger = logging.getLogger(__name__)
 _CORRUPTED, _UNITS, _PLACES = "corrupted", "units", "places"
 
 
-class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
+class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, PushingTrainer):
     """Trains any masked language model as a masked diffusion model.
 
-    What differs from `Trainer`, beside what `DurableTrainer` does for runs that are killed or stopped:
+    What differs from `Trainer`, beside what `ParallelTrainer` does for several processes and `DurableTrainer` for runs
+    that are killed or stopped:
 
     * Masks are drawn on the device, keyed by (seed, "train", optimizer step, place of the row in the global batch),
       with rates stratified over the global batch. Workers, accumulation steps, processes, evaluation and resuming
@@ -51,7 +53,6 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
       stock loss of RoBERTa grows with the number of accumulation steps.
     * Only the logits that are scored are computed, where the model allows it, and the loss is computed in float32.
     * `evaluate` reports the likelihood bound in nats per token as `eval_loss`, with masks keyed by content.
-    * Each epoch is cut to whole global batches.
     * With `ema_decay` a running mean of the weights is what `evaluate` looks at, in training too, and what `train`
       leaves in the model (see `averaging_trainer`).
     * Training stops with `NonFiniteLossError` when the loss, the bound or, before anything is saved, a weight or an
@@ -118,7 +119,6 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
             )
         self._forbidden = torch.tensor(forbidden_token_ids(tokenizer, self._generates_end, vocab_size))
         self._forget()
-        self._streamed_eval: tuple[Any, list[Any]] = (None, [])
         super().__init__(
             model=model,
             args=args,
@@ -134,61 +134,18 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         selects_rows(unwrap(self.model))
 
-    # Processes
-
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        if fsdp_was_asked_for(self.args):
-            state = self.accelerator.state
-            require_sharding(getattr(state, "fsdp_plugin", None), state.distributed_type.value)
-
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
         self._forget()
-        if self.is_fsdp_enabled:
-            shard_model(self.model, self.accelerator.state.fsdp_plugin)  # before the optimizer takes its parameters
         return super()._prepare_for_training(*args, **kwargs)
 
     def _forget(self) -> None:
         """Nothing is left of steps that a run before, or one that ran out of memory, has made."""
         if isinstance(self._process.rates, ImportanceRates):
             self._process = dataclasses.replace(self._process)
-        self._bucket_nats, self._bucket_counts = torch.zeros(2, NUM_BUCKETS, dtype=torch.float64)
+        self._buckets = LossBuckets()
         self._first_bad_step, self._throughput = torch.tensor(-1), Throughput()
 
     # Data
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
-        strategy = self.args.train_sampling_strategy
-        if not has_length(dataset) or strategy not in ("random", "sequential"):
-            return super()._get_train_sampler(train_dataset)
-        rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = WholeBatchSampler(len(dataset), rows_per_step, seed, shuffle=strategy == "random")
-        if sampler.num_left_out:
-            logger.info(
-                "Each epoch leaves out %d of %d rows, others each time, so that it is made of whole batches of %d.",
-                sampler.num_left_out,
-                len(dataset),
-                rows_per_step,
-            )
-        return sampler
-
-    def get_train_dataloader(self) -> DataLoader:
-        """The Trainer's, but for a stream with shards for every process: see `data_stream`."""
-        if self.train_dataset is not None and has_shards_for_all(self.train_dataset, self.accelerator.num_processes):
-            return loader_of_own_shards(self.train_dataset, self.data_collator, self.args, self.accelerator)
-        return super().get_train_dataloader()
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """The Trainer's; of a stream, the rows are kept, so that each is counted once."""
-        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
-        chosen = self.eval_dataset[chosen] if isinstance(chosen, str) else chosen
-        if chosen is None or has_length(chosen):
-            return super().get_eval_dataloader(eval_dataset)
-        if chosen is not self._streamed_eval[0]:
-            self._streamed_eval = (chosen, list(chosen))
-        return super().get_eval_dataloader(self._streamed_eval[1])
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
@@ -216,17 +173,6 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
         for batch in batches:
             batch[_UNITS] = units
         return batches, None
-
-    def _require_rows(self, here: bool, device: torch.device) -> None:
-        """Stops all processes if one has nothing to read in a stream, where the others would wait for it."""
-        if self.accelerator.num_processes == 1 or has_length(self.train_dataset):
-            return
-        without = int(self.accelerator.reduce(torch.tensor(int(not here), device=device), reduction="sum"))
-        if without:
-            raise ValueError(
-                f"`train_dataset` is a stream that {without} of {self.accelerator.num_processes} processes get no row "
-                f"of: give it shards (files) that are not empty, or start fewer processes."
-            )
 
     def _corrupt(self, batch: dict[str, Any], keys: Tensor, t: Tensor) -> CorruptedBatch:
         maskable = batch.pop("labels").to(keys.device).ne(-100)  # clean tokens where maskable, -100 elsewhere
@@ -348,18 +294,14 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
         seen = corrupted.is_masked.any(-1)
         if isinstance(self._process.rates, ImportanceRates):
             self._process.rates.collect(corrupted.mask_rate[seen], mean[seen])
-        bucket = (torch.ceil(corrupted.mask_rate * NUM_BUCKETS).long() - 1).clamp(0, NUM_BUCKETS - 1)
-        self._bucket_nats = self._bucket_nats.to(mean.device).index_add(0, bucket[seen], mean[seen])
-        self._bucket_counts = self._bucket_counts.to(mean.device).index_add(0, bucket[seen], seen[seen].double())
+        self._buckets.add(corrupted.mask_rate[seen], mean[seen])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             self._require_finite(logs["loss"])
-            nats = self.accelerator.reduce(self._bucket_nats.to(self.args.device), reduction="sum")
-            counts = self.accelerator.reduce(self._bucket_counts.to(self.args.device), reduction="sum")
-            logs.update(bucket_logs("", nats, counts))
-            self._bucket_nats, self._bucket_counts = torch.zeros_like(nats), torch.zeros_like(counts)
-            rate = self._throughput.tokens_per_second(lambda count: self.accelerator.reduce(count, reduction="sum"))
+            over_processes = partial(self.accelerator.reduce, reduction="sum")
+            logs.update(self._buckets.take(lambda sums: over_processes(sums.to(self.args.device))))
+            rate = self._throughput.tokens_per_second(over_processes)
             if rate is not None:
                 logs["tokens_per_second"] = rate
         super().log(logs, start_time)
@@ -438,13 +380,3 @@ class DiffusionTrainer(AveragingTrainer, DurableTrainer, PushingTrainer):
             draws=self.args.eval_draws,
             seed=self.args.seed,
         )
-
-
-def bucket_logs(prefix: str, nats: Tensor, counts: Tensor) -> dict[str, float]:
-    """`{"loss_mask_rate_0.1": ...}` with the upper end of each bucket of mask rates that was seen."""
-    width = 1 / NUM_BUCKETS
-    return {
-        f"{prefix}loss_mask_rate_{(index + 1) * width:.1f}": float(nats[index] / counts[index])
-        for index in range(NUM_BUCKETS)
-        if counts[index] > 0
-    }

@@ -11,17 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusion_mlm import evaluate_texts, generate
+from diffusion_mlm.causal_peer import continue_causally
 from diffusion_mlm.evaluation.causal_likelihood import evaluate_causal_texts
 from diffusion_mlm.evaluation.diversity import diversity_figures
 from diffusion_mlm.evaluation.interval import ratio_estimate
 from diffusion_mlm.evaluation.likelihood_report import Estimate, LikelihoodReport
 from diffusion_mlm.evaluation.text_likelihood import default_row_length
 from diffusion_mlm.evaluation.words import split_words
-from diffusion_mlm.modeling import forbidden_token_ids
 from diffusion_mlm.tokenization import boundary_token_ids, decode_text, encode_text
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -199,21 +198,9 @@ def write_causally(peers: Peers, prefix: str, seed: int, num_new: int, args: Any
     model, tokenizer = peers.causal, peers.causal_tokenizer
     start_id, _ = boundary_token_ids(tokenizer)
     ids = torch.tensor([[start_id, *encode_text(tokenizer, prefix)]], device=model.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        written: Tensor = model.generate(  # type: ignore[operator, assignment]
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=0,
-            max_new_tokens=num_new,
-            min_new_tokens=num_new,
-            suppress_tokens=forbidden_token_ids(tokenizer, False, model.config.vocab_size),
-            pad_token_id=start_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-        )
-    return decode_text(tokenizer, written[0, ids.size(1) :].tolist()), num_new
+    how = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+    written = continue_causally(model, tokenizer, ids, num_new, may_end=False, seed=seed, **how)
+    return decode_text(tokenizer, written[0].tolist()), num_new
 
 
 # The table

@@ -7,7 +7,6 @@ share of stories that its grammar accepts. Writes `results/quickstart.json`, and
 `results/quickstart/final-model`.
 """
 
-import contextlib
 import json
 import sys
 import time
@@ -55,8 +54,7 @@ def main(argv: list[str]) -> int:
         options += ["--num_stories", str(quickstart.num_train_stories)]
     arguments = parse([ModelArguments, DataArguments, TrainCommandArguments], options, "quickstart")
     show_progress(arguments[2])
-    with contextlib.ExitStack() as lock:
-        train(*arguments, lock)
+    train(*arguments)
 
     console.rule("after: a generator")
     after = measure(f"{quickstart.output_dir}/final-model", 512, 16, quickstart.num_samples)

@@ -23,12 +23,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation.streamers import BaseStreamer
 
 from diffusion_mlm import TraceRecorder, generate, load_generator
-from diffusion_mlm.causal_peer import load_causal_model
+from diffusion_mlm.causal_peer import continue_causally, load_causal_model
 from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.checkpoint_arguments import default_checkpoint
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.constraints import completion_text
-from diffusion_mlm.modeling import forbidden_token_ids
 from diffusion_mlm.tokenization import boundary_token_ids, decode_text, encode_text
 from diffusion_mlm.tracing import split_text
 from diffusion_mlm.visualization.html import comparison_page
@@ -99,25 +98,14 @@ def write_causally(
     start_id, _ = boundary_token_ids(tokenizer)
     prefix_ids = encode_text(tokenizer, args.prefix)
     ids = torch.tensor([[start_id, *prefix_ids]], device=model.device)
-    with torch.random.fork_rng():
-        torch.manual_seed(args.seed)
-        clock = Clock()
-        written: Tensor = model.generate(  # type: ignore[operator, assignment]
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=True,
-            temperature=args.temperature,
-            top_p=args.top_p,
-            top_k=0,
-            max_new_tokens=args.new_tokens,
-            min_new_tokens=args.new_tokens,
-            suppress_tokens=forbidden_token_ids(tokenizer, False, model.config.vocab_size),
-            pad_token_id=start_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            streamer=clock,
-        )
-    new_ids = written[0, ids.shape[1] :].tolist()
+    how = {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
+    clock = Clock()
+    written = continue_causally(
+        model, tokenizer, ids, args.new_tokens, may_end=False, seed=args.seed, streamer=clock, **how
+    )
+    new_ids = written[0].tolist()
     with torch.no_grad():
-        shares = model(input_ids=written).logits[0, ids.shape[1] - 1 : -1].float().softmax(-1)
+        shares = model(input_ids=torch.cat([ids, written], -1)).logits[0, ids.shape[1] - 1 : -1].float().softmax(-1)
     sure = [float(shares[place, token]) for place, token in enumerate(new_ids)]
     as_written = partial(_completion, tokenizer, args.prefix, prefix_ids, new_ids)
     completion = as_written(len(new_ids))

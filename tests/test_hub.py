@@ -10,7 +10,7 @@ from loopback_hub import TOKEN, Fault, LoopbackHub
 
 from diffusion_mlm.cli import main
 from diffusion_mlm.errors import HubUnavailableError, NotAllowedError
-from diffusion_mlm.hub import HubRepository, sealed
+from diffusion_mlm.hub import HubRepository, signed
 from diffusion_mlm.publication import model_files
 
 
@@ -60,13 +60,13 @@ def test_weights_of_an_earlier_push_do_not_stay_beside_the_new_ones(hub):
     [
         ("---\nlicense: mit\n---\nMine.\n", {}, True),
         ("---\nlicense: mit\n---\nMine.\n", {"overwrite_card": True}, False),
-        (sealed("---\nlicense: mit\n---\nMade by a push."), {}, False),
-        (sealed("---\nlicense: mit\n---\nMade by a push.").replace("Made", "Edited"), {}, True),
+        (signed("---\nlicense: mit\n---\nMade by a push."), {}, False),
+        (signed("---\nlicense: mit\n---\nMade by a push.").replace("Made", "Edited"), {}, True),
     ],
 )
 def test_a_card_is_replaced_only_if_a_push_made_it_or_one_asks(hub, theirs, options, stays):
     hub.make("model", "me/writer", True).add("card", {"README.md": theirs.encode()})
-    published = publish(hub, {"README.md": sealed("---\nlicense: mit\n---\nNew.").encode()}, **options)
+    published = publish(hub, {"README.md": signed("---\nlicense: mit\n---\nNew.").encode()}, **options)
     assert published.kept_card == stays
     assert (hub.files("me/writer")["README.md"] == theirs.encode()) == stays
 
@@ -95,7 +95,7 @@ def test_what_passes_is_tried_again(hub, checkpoint, fault):
 
 
 def test_a_commit_of_somebody_else_in_between_is_not_lost(hub, checkpoint):
-    card = sealed("---\nlicense: mit\n---\nNew.").encode()
+    card = signed("---\nlicense: mit\n---\nNew.").encode()
 
     def somebody_commits():
         hub.repository("me/writer").add("by hand", {"README.md": b"---\nlicense: mit\n---\nMine."})

@@ -20,7 +20,7 @@ from safetensors.torch import load
 from diffusion_mlm import story_language
 from diffusion_mlm.cli import main
 from diffusion_mlm.cli.push import PushArguments, summary_of
-from diffusion_mlm.hub import is_sealed
+from diffusion_mlm.hub import is_signed
 from diffusion_mlm.remote_code import remote_source
 
 ROOT = Path(__file__).parents[1]
@@ -174,7 +174,7 @@ def test_every_commit_holds_settings_code_and_card(hub, publisher):
     for commit in hub.repository(WRITER).commits[1:]:
         assert {"generation_config.json", "config.json", "text_diffusion.py", "README.md"} <= commit.files.keys()
         assert commit.files["text_diffusion.py"].decode() == remote_source()
-        assert is_sealed(commit.files["README.md"].decode())
+        assert is_signed(commit.files["README.md"].decode())
 
 
 def test_the_strategy_checkpoint_brings_what_a_run_goes_on_from(hub, publisher):

@@ -132,7 +132,7 @@ def push(args: PushArguments, model: "HubRepository", space: "HubRepository | No
 def files_to_push(args: PushArguments, repo_id: str) -> dict[str, bytes | Path]:
     """Everything that will be in the repository; the model is loaded, so that nothing is pushed that does not load."""
     from ..generation import generate
-    from ..hub import sealed
+    from ..hub import signed
     from ..model_card import CardFacts, model_card
     from ..publication import CARD, CONFIG, model_files
     from .checkpoint_arguments import load_checkpoint
@@ -164,7 +164,7 @@ def files_to_push(args: PushArguments, repo_id: str) -> dict[str, bytes | Path]:
         args.language,
         mask_token=str(tokenizer.mask_token),
     )
-    return {**files, **pictures, CARD: sealed(model_card(facts)).encode()}
+    return {**files, **pictures, CARD: signed(model_card(facts)).encode()}
 
 
 def summary_of(directory: Path) -> dict[str, Any]:

@@ -1,9 +1,42 @@
-"""What is said when training has ended: how it went, where everything lies, and what to do next."""
+"""What is said and kept when training has ended: how it went, where everything lies, and what to do next."""
 
+import json
 import shlex
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
+
+from ..data_report import DataReport
+from ..lora import merged_size
+from ..loss_buckets import loss_by_mask_rate
+from ..sealed_checkpoints import checkpoints_in
+from ..trainer import DiffusionTrainer
+
+
+def write_summary(
+    path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport
+) -> dict[str, Any]:
+    """Writes what was trained on what, for how long, and how well, as strict JSON; returns it."""
+    seconds = next((log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log), None)
+    summary = {
+        "source": trainer.card_facts.get("source"),
+        "parameters": merged_size(trainer.model),
+        "steps": trainer.state.global_step,
+        "rows_per_step": trainer.args.train_batch_size
+        * trainer.args.gradient_accumulation_steps
+        * trainer.args.world_size,
+        "train_seconds": seconds,
+        "train_tokens": report.num_tokens,
+        "training_text": str(report),
+        "nelbo_nats_per_token": metrics.get("eval_loss"),
+        "eval_tokens": metrics.get("eval_num_tokens"),
+        "draws": trainer.args.eval_draws,
+        "loss_by_mask_rate": loss_by_mask_rate(metrics),
+        "diffusion": trainer.model.config.diffusion,
+        **({"resumed_inexactly": trainer.inexact_resumes} if trainer.inexact_resumes else {}),
+    }
+    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return summary
 
 
 def run_summary(
@@ -61,9 +94,7 @@ def _duration(seconds: float) -> str:
 
 
 def _checkpoints(directory: Path) -> str | None:
-    steps = sorted(
-        int(path.name.split("-")[1]) for path in directory.glob("checkpoint-*") if path.name[11:].isdecimal()
-    )
+    steps = sorted(step for step, _ in checkpoints_in(directory))
     last = ",".join(map(str, steps))
     return f"{directory / 'checkpoint-'}{last if len(steps) == 1 else '{' + last + '}'}" if steps else None
 

@@ -1,7 +1,6 @@
 """`diffusion-mlm train`: everything is checked, then model and data are loaded, trained, evaluated and saved."""
 
 import contextlib
-import json
 import logging
 import os
 import shutil
@@ -33,7 +32,7 @@ from ..errors import CheckpointError, OutputDirectoryError, SaveError
 from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
 from ..hub_access import require_repository
-from ..lora import add_lora, merge_lora, merged_size
+from ..lora import add_lora, merge_lora
 from ..modeling import build_model, context_length, load_model, preset_config, require_mask_token
 from ..output_directory import require_writable
 from ..run_lock import require_unlocked, run_lock
@@ -43,7 +42,7 @@ from ..tokenization import train_bpe, train_characters
 from ..trainer import DiffusionTrainer
 from . import VERBS
 from .parsing import parse
-from .run_summary import run_summary
+from .run_summary import run_summary, write_summary
 from .train_arguments import DataArguments, ModelArguments, TrainCommandArguments
 from .train_push import push_final, require_pushable, source_facts
 
@@ -56,8 +55,7 @@ def run(argv: list[str]) -> int:
     """Runs `train` with these arguments and returns the exit status 0; errors are raised."""
     model_args, data_args, args = parse([ModelArguments, DataArguments, TrainCommandArguments], argv, "train")
     show_progress(args)
-    with contextlib.ExitStack() as lock:
-        train(model_args, data_args, args, lock)
+    train(model_args, data_args, args)
     if torch.distributed.is_initialized():  # a process that ends with its threads alive may be aborted
         torch.distributed.destroy_process_group()
     return 0
@@ -74,10 +72,15 @@ def show_progress(args: TrainCommandArguments) -> None:
         datasets.disable_progress_bars()
 
 
-def train(
+def train(model_args: ModelArguments, data_args: DataArguments, args: TrainCommandArguments) -> dict[str, float]:
+    """Trains and saves; returns the metrics of the final evaluation."""
+    with contextlib.ExitStack() as lock:  # held from the first byte that is written to the last
+        return _train(model_args, data_args, args, lock)
+
+
+def _train(
     model_args: ModelArguments, data_args: DataArguments, args: TrainCommandArguments, lock: contextlib.ExitStack
 ) -> dict[str, float]:
-    """Trains and saves; returns the metrics of the final evaluation. `lock` gets the hold of the directory."""
     resume_from = resume_directory(args)
     check_output(args)
     require_reachable(model_args, data_args)
@@ -359,35 +362,6 @@ def training_facts(args: TrainCommandArguments, max_length: int, lora_rank: int 
         "generates_end": args.mask_end_token,
         **({"recipe": recipe} if recipe else {}),
     }
-
-
-def write_summary(
-    path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport
-) -> dict[str, Any]:
-    """Writes what was trained on what, for how long, and how well, as strict JSON; returns it."""
-    buckets = {
-        name.removeprefix("eval_loss_mask_rate_"): nats for name, nats in metrics.items() if "mask_rate" in name
-    }
-    seconds = next((log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log), None)
-    summary = {
-        "source": trainer.card_facts.get("source"),
-        "parameters": merged_size(trainer.model),
-        "steps": trainer.state.global_step,
-        "rows_per_step": trainer.args.train_batch_size
-        * trainer.args.gradient_accumulation_steps
-        * trainer.args.world_size,
-        "train_seconds": seconds,
-        "train_tokens": report.num_tokens,
-        "training_text": str(report),
-        "nelbo_nats_per_token": metrics.get("eval_loss"),
-        "eval_tokens": metrics.get("eval_num_tokens"),
-        "draws": trainer.args.eval_draws,
-        "loss_by_mask_rate": [[float(rate), nats] for rate, nats in buckets.items()],
-        "diffusion": trainer.model.config.diffusion,
-        **({"resumed_inexactly": trainer.inexact_resumes} if trainer.inexact_resumes else {}),
-    }
-    path.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return summary
 
 
 def save_final(

@@ -44,7 +44,7 @@ def require_gradio() -> None:
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio  # noqa: F401
+        import gradio  # noqa: F401  # whether it can be
     except ImportError:
         raise ValueError("`demo` needs Gradio: run `pip install 'diffusion-mlm[demo]'`.") from None
 

@@ -15,6 +15,11 @@ PredictLogits = Callable[[Tensor, Tensor], Tensor]  # (input_ids, rows) -> logit
 NUM_BUCKETS = 10
 
 
+def bucket_of(mask_rate: Tensor) -> Tensor:
+    """The bucket, 0 to 9, of each mask rate in [0, 1]; its upper end belongs to it."""
+    return (torch.ceil(mask_rate * NUM_BUCKETS).long() - 1).clamp(0, NUM_BUCKETS - 1)
+
+
 @dataclass
 class RowBounds:
     """What evaluation knows of B rows; sums of it over rows are what a corpus figure is made of.
@@ -93,7 +98,7 @@ def bound_of_rows(
         mean = row_means(token_nll, batch.is_masked)
         mean = torch.where(total > 0, mean, torch.zeros_like(mean))  # nothing to predict costs 0 nats; a NaN stays
         nats += mean * total / draws
-        bucket = (torch.ceil(t * NUM_BUCKETS).long() - 1).clamp(0, NUM_BUCKETS - 1)[:, None]
+        bucket = bucket_of(t)[:, None]
         bucket_nats.scatter_add_(1, bucket, mean[:, None])
         bucket_counts.scatter_add_(1, bucket, (total > 0).double()[:, None])
     return RowBounds(nats, count_tokens(input_ids, maskable, end_id), bucket_nats, bucket_counts)

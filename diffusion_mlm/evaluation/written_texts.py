@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from ..causal_peer import continue_causally
 from ..generation import generate_each
-from ..modeling import context_length, end_token_id, forbidden_token_ids, unwrap
+from ..modeling import context_length, end_token_id, unwrap
 from ..tokenization import boundary_token_ids, decode_text, encode_text
 
 
@@ -90,25 +91,15 @@ def write_causally(
     end_id = end_token_id(tokenizer)
     causal: Any = unwrap(model)
     own = getattr(causal, "generation_config", None)
-    sampling = {} if getattr(own, "do_sample", False) else {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "top_k": 0}
+    if getattr(own, "do_sample", False):
+        sampling = {}
     texts, finished, num_forwards = [], [], 0
     start = time.perf_counter()
     for first in range(0, num_texts, batch_size):
         rows = torch.tensor([ids] * min(batch_size, num_texts - first), device=next(model.parameters()).device)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + first)
-            written: Tensor = causal.generate(
-                input_ids=rows,
-                attention_mask=torch.ones_like(rows),
-                **({"top_k": 0} if sampling else {}),
-                **sampling,
-                max_new_tokens=num_new,
-                min_new_tokens=None if may_end else num_new,
-                eos_token_id=end_id if may_end else None,
-                suppress_tokens=forbidden_token_ids(tokenizer, may_end, causal.config.vocab_size),
-                pad_token_id=end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-            )
-        for new in written[:, len(ids) :].tolist():
+        written = continue_causally(causal, tokenizer, rows, num_new, may_end=may_end, seed=seed + first, **sampling)
+        for new in written.tolist():
             ended = may_end and end_id in new
             new = new[: new.index(end_id)] if ended else new
             texts.append(decode_text(tokenizer, [*ids[1:], *new]) if prefix else decode_text(tokenizer, new))
