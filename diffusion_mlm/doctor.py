@@ -16,7 +16,7 @@ from .canvas import training_facts
 from .data import DataReport, load_texts
 from .generation import load_tokenizer, saved_generation_config
 from .hub_access import require_repository
-from .modeling import context_length, end_token_id, load_model, selects_rows
+from .modeling import attention_dropout_name, context_length, end_token_id, load_model, selects_rows
 from .tokenization import encode_texts, special_token_ids
 
 OK, NOTE, FAIL = "ok", "note", "fail"
@@ -226,10 +226,10 @@ def _tied_weights(model: PreTrainedModel) -> Finding:
 
 def _attention(model: PreTrainedModel) -> Finding:
     backend = getattr(model.config, "_attn_implementation", None) or "its own"
-    dropout = float(getattr(model.config, "attention_probs_dropout_prob", 0) or 0)
+    dropout = getattr(model.config, attention_dropout_name(model.config) or "", None) or 0.0
     if backend == "sdpa" and dropout > 0 and not torch.accelerator.is_available():
         says = f"{backend}, with attention dropout {dropout}, which switches the fused kernel off on CPUs in training"
-        return Finding("attention", NOTE, says, "Set `attention_probs_dropout_prob` to 0 in config.json to be faster.")
+        return Finding("attention", NOTE, says, "Train with `--attention-dropout 0` to be faster.")
     return Finding("attention", OK, str(backend))
 
 

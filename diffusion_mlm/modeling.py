@@ -101,6 +101,7 @@ def load_model(
     *,
     dtype: torch.dtype = torch.float32,
     attn_implementation: str | None = None,
+    attention_dropout: float | None = None,
     trust_remote_code: bool = False,
     argument: str = "--model-name",
 ) -> PreTrainedModel:
@@ -110,6 +111,8 @@ def load_model(
         name_or_path (`str`): a directory or a Hub id.
         dtype (`torch.dtype`): float32 whatever the file holds; bf16 training is autocast over float32 weights.
         attn_implementation (`str`, *optional*): `sdpa`, `eager`, ...; the model class decides by default.
+        attention_dropout (`float`, *optional*): in training, instead of what the configuration says. Any value but 0
+            switches the fused attention kernel off on CPU.
         trust_remote_code (`bool`): whether code in the repository may run.
         argument (`str`): how the user calls the name, for error messages.
 
@@ -132,6 +135,11 @@ def load_model(
     }
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        if attention_dropout is not None:
+            dropout_name = attention_dropout_name(config)
+            if dropout_name is None:
+                raise ValueError(f"a {config.model_type} has no attention dropout to set to {attention_dropout}.")
+            setattr(config, dropout_name, attention_dropout)
         model, info = AutoModelForMaskedLM.from_pretrained(name_or_path, config=config, **how)
         other_head = any(key.startswith("lm_predictions.") for key in info["unexpected_keys"])
         if config.model_type == "deberta-v2" and other_head:  # that of DeBERTa-v3, whose config.json does not say so
@@ -150,6 +158,13 @@ def load_model(
     _switch_off_token_dropout(model)
     _require_independent_rows(model, name_or_path, argument)
     return model
+
+
+def attention_dropout_name(config: Any) -> str | None:
+    """What the family of this configuration calls the dropout of attention; None if it has none."""
+    return next(
+        (name for name in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, name)), None
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -530,6 +530,7 @@ def test_training_file_that_cannot_be_used_is_named(
         (["--rate-distribution", "gamma"], ("--rate-distribution", "gamma", "beta")),
         (["--early-stopping-patience", "2", "--validation", "0"], ("--early-stopping-patience", "--validation")),
         (["--lora-rank", "0"], ("--lora-rank", "0")),
+        (["--attention-dropout", "1.5"], ("--attention-dropout", "[0, 1)", "1.5")),
         (["--lora-alpha", "4"], ("--lora-alpha", "--lora-rank")),
         (["--lora-rank", "2", "--lora-targets", "query", "quary"], ("targets", "'quary'", "query, value")),
     ],

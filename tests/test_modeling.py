@@ -350,6 +350,19 @@ def test_loading_leaves_the_random_state_alone(saved):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize(
+    "name, attribute", [("roberta", "attention_probs_dropout_prob"), ("modernbert", "attention_dropout")]
+)
+def test_attention_dropout_is_set_whatever_a_family_calls_it(tmp_path, name, attribute):
+    model = build_model(CONFIGS[name])
+    model.config.hidden_dropout_prob = 0.0
+    model.save_pretrained(tmp_path)
+    assert getattr(load_model(str(tmp_path), attention_dropout=0.25).config, attribute) == 0.25
+    model = load_model(str(tmp_path), attention_dropout=0.99)
+    ids, _ = ids_and_rows()
+    assert not torch.equal(model.train()(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+
+
 # Facts about models and tokenizers
 
 

@@ -283,7 +283,10 @@ def make_model(
     if model_args.preset is None:
         name = model_args.model_name or STORIES_MLM
         model = load_model(
-            name, attn_implementation=model_args.attn_implementation, trust_remote_code=model_args.trust_remote_code
+            name,
+            attn_implementation=model_args.attn_implementation,
+            attention_dropout=model_args.attention_dropout,
+            trust_remote_code=model_args.trust_remote_code,
         )
         tokenizer = load_tokenizer(name, trust_remote_code=model_args.trust_remote_code, argument="--model-name")
         limit = context_length(model, tokenizer)

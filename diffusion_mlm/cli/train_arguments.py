@@ -32,6 +32,12 @@ class ModelArguments:
     )
     vocab_size: int = field(default=8192, metadata={"help": "Vocabulary of `--tokenizer bpe`."})
     dropout: float = field(default=0.1, metadata={"help": "Dropout of a model from scratch."})
+    attention_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout of attention of a model that is fine-tuned. Default: its own; 0 is much faster on a CPU."
+        },
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, ...: the model's by default."}
     )
@@ -71,8 +77,10 @@ class ModelArguments:
                 require_peft()
             except ImportError as error:
                 raise ValueError(f"`--lora-rank` is {self.lora_rank}. {error}") from None
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"`--dropout` must lie in [0, 1), not {self.dropout}.")
+        for name in ("dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"`--{name.replace('_', '-')}` must lie in [0, 1), not {value}.")
         for name in ("model_name", "tokenizer"):
             value = getattr(self, name)
             if value is not None and looks_like_path(value) and not Path(value).is_dir():
