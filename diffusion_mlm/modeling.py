@@ -330,7 +330,7 @@ def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
             f"The model returned logits of {logits.shape[1]} positions instead of {int(rows.sum())}: it was compiled "
             f"before its first use here. Compile it after, or pass the uncompiled model."
         )
-    return logits[0]
+    return logits.squeeze(0)  # `logits[0]` would copy all of it on the way back
 
 
 def forbidden_token_ids(tokenizer: PreTrainedTokenizerBase, generates_end: bool, vocab_size: int) -> list[int]:

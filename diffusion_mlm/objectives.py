@@ -31,7 +31,8 @@ def token_negative_log_likelihood(logits: Tensor, targets: Tensor, forbidden_ids
     """Cross-entropy in nats of each scored token, computed in float32.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, V)`): any float type.
+        logits (`torch.Tensor` of shape `(N, V)`): any float type. Those of a model in training get -inf at the
+            forbidden ids, in place.
         targets (`torch.Tensor` of shape `(N,)`, int64): the clean tokens.
         forbidden_ids (`torch.Tensor`, *optional*): ids that text never holds (`<mask>`, padding, ...). They get
             probability 0 here as in the sampler: the zero-masking of SUBS (MDLM, arXiv:2406.07524, section 3.2.3).
@@ -41,7 +42,13 @@ def token_negative_log_likelihood(logits: Tensor, targets: Tensor, forbidden_ids
     """
     logits = logits.float()
     if forbidden_ids is not None and forbidden_ids.numel():
-        logits = logits.index_fill(-1, forbidden_ids, -torch.inf)
+        if logits.requires_grad and not logits.is_leaf:
+            # Copies of this, the largest tensor of a step, cost time. Autograd need not know: a token of probability 0
+            # has gradient 0 already.
+            with torch.no_grad():
+                logits.index_fill_(-1, forbidden_ids, -torch.inf)
+        else:
+            logits = logits.index_fill(-1, forbidden_ids, -torch.inf)
     return F.cross_entropy(logits, targets, reduction="none")
 
 

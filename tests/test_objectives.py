@@ -118,6 +118,29 @@ def test_forbidden_ids_get_probability_zero():
     assert torch.allclose(nll, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradient_with_forbidden_ids_is_that_of_the_allowed_ones_alone(dtype):
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(5, 3, generator=generator), torch.randn(6, 3, generator=generator)
+    targets = torch.tensor([0, 1, 2, 3, 0])
+
+    def gradients(forbidden, rows):
+        leaves = [hidden.to(dtype).requires_grad_(), weight[:rows].to(dtype).requires_grad_()]
+        nll = token_negative_log_likelihood(leaves[0] @ leaves[1].T, targets, forbidden)
+        nll.mean().backward()
+        return nll, leaves[0].grad, torch.nn.functional.pad(leaves[1].grad, (0, 0, 0, 6 - rows))
+
+    for ours, expected in zip(gradients(torch.tensor([4, 5]), 6), gradients(None, 4), strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_logits_outside_of_training_are_left_as_they_are():
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    before = logits.clone()
+    token_negative_log_likelihood(logits, torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5]))
+    assert torch.equal(logits, before)
+
+
 def test_the_loss_is_float32_whatever_the_logits_are():
     logits = torch.randn(3, 7).bfloat16()
     assert token_negative_log_likelihood(logits, torch.tensor([0, 1, 2])).dtype == torch.float32
