@@ -101,14 +101,19 @@ class TimeConditionedMaskedLM(PreTrainedModel):
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: TimeConditionedConfig) -> None:
+        if config.mask_token_id is None:
+            raise ValueError("`mask_token_id` of the configuration must be that of the tokenizer, not None.")
         super().__init__(config)
         self.model = AutoModelForMaskedLM.from_config(config.encoder)
+        self.time: nn.Module
+        self._mask_id = config.mask_token_id
         self._condition: Tensor | None = None
         tokens: Any = self.model.get_input_embeddings()
         if config.time_conditioning == "adaln":
             norms = _norms(self.base_model, config.hidden_size)
-            self.time = nn.ModuleList([nn.Linear(_NUM_FEATURES, 2 * config.hidden_size) for _ in norms])
-            for norm, modulation in zip(norms, self.time, strict=True):
+            modulations = [nn.Linear(_NUM_FEATURES, 2 * config.hidden_size) for _ in norms]
+            self.time = nn.ModuleList(modulations)
+            for norm, modulation in zip(norms, modulations, strict=True):
                 norm.register_forward_hook(partial(self._modulate, modulation))
         elif config.time_conditioning == "learned":
             self.time = nn.Embedding(config.time_steps, tokens.embedding_dim)
@@ -146,7 +151,7 @@ class TimeConditionedMaskedLM(PreTrainedModel):
             ValueError: `timesteps` are of another shape, or (looked at on CPU only) not in [0, 1].
         """
         if timesteps is None:
-            timesteps = mask_share(input_ids, attention_mask, self.config.mask_token_id)
+            timesteps = mask_share(input_ids, attention_mask, self._mask_id)
         elif timesteps.shape != input_ids.shape[:1]:
             expected = tuple(input_ids.shape[:1])
             raise ValueError(f"`timesteps` must be of shape {expected}, one a row, not {tuple(timesteps.shape)}.")
