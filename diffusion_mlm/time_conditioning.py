@@ -128,6 +128,12 @@ class TimeConditionedMaskedLM(PreTrainedModel):
         """The encoder inside, without its head."""
         return self.model.base_model
 
+    def get_output_embeddings(self) -> Any:
+        return self.model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        self.model.set_output_embeddings(new_embeddings)
+
     def _init_weights(self, module: nn.Module) -> None:  # of `time` alone: the model inside has its own
         for parameter in module.parameters(recurse=False):
             nn.init.zeros_(parameter)
