@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
+from .qk_norm import QkNormConfig as QkNormConfig  # may be the encoder inside: transformers must know it
+
 TIME_CONDITIONINGS = ("none", "sinusoidal", "learned", "adaln")
 _NUM_FEATURES = 128
 
