@@ -34,7 +34,8 @@ from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.evaluation.interval import share_interval
 from diffusion_mlm.generation import load_tokenizer
-from diffusion_mlm.modeling import PRESETS, build_model, preset_config
+from diffusion_mlm.modeling import build_model
+from diffusion_mlm.presets import ROBERTA_PRESETS, preset_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 from recipe_corpora import Corpus, Stories, Texts  # a neighbour, not a package
@@ -75,7 +76,7 @@ class CompareRecipesArguments:
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "Which of the arms to run."})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Of order, masks and dropout."})
     preset: str | None = field(
-        default=None, metadata={"help": "A RoBERTa from scratch of this size instead.", "choices": list(PRESETS)}
+        default=None, metadata={"help": "A RoBERTa from scratch of this size instead.", "choices": ROBERTA_PRESETS}
     )
     model_name: str | None = field(
         default=None, metadata={"help": "Start from this masked language model instead: a directory or a Hub id."}
