@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
 
-from .hub_access import require_repository
+from .hub_access import HubSource, require_repository
 from .initialization import start_at_neighbors, start_by_copying
 from .tokenization import special_token_ids
 
@@ -103,6 +103,7 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     argument: str = "--model-name",
+    source: HubSource | None = None,
 ) -> PreTrainedModel:
     """Loads any masked language model from a directory or the Hub, from safetensors only.
 
@@ -112,6 +113,7 @@ def load_model(
         attn_implementation (`str`, *optional*): `sdpa`, `eager`, ...; the model class decides by default.
         trust_remote_code (`bool`): whether code in the repository may run.
         argument (`str`): how the user calls the name, for error messages.
+        source (`dict`, *optional*): `revision`, `token` and `cache_dir` of a repository on the Hub.
 
     Raises:
         ValueError: there is no such directory, no safetensors weights, the architecture has no masked-language-model
@@ -119,7 +121,7 @@ def load_model(
             ids and an attention mask alone, or predicts something else when a row is padded.
         HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
     """
-    require_repository(name_or_path, "model", argument)
+    require_repository(name_or_path, "model", argument, source=source)
     if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, "config.json")):
         raise ValueError(f"`{argument}` is {name_or_path!r}, a directory without config.json: it holds no model.")
     how: dict[str, Any] = {
@@ -129,9 +131,10 @@ def load_model(
         "use_safetensors": True,
         "ignore_mismatched_sizes": True,  # they are listed instead, and refused below
         "output_loading_info": True,
+        **(source or {}),
     }
     try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **(source or {}))
         model, info = AutoModelForMaskedLM.from_pretrained(name_or_path, config=config, **how)
         other_head = any(key.startswith("lm_predictions.") for key in info["unexpected_keys"])
         if config.model_type == "deberta-v2" and other_head:  # that of DeBERTa-v3, whose config.json does not say so
