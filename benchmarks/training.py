@@ -8,6 +8,10 @@ Both train the same weights on the same rows, masked by the same rule, with the 
 names: the ratio of these two is what noise does, and nothing below it is a difference. `x_floor` is the time of a step
 over that of its matrix products at the best rate the machine reached in the same run. Before anything is timed, the
 logits of masked rows must equal the full ones there.
+
+Memory on a GPU is the most that was allocated (`peak_mib`). On a CPU each variant trains a few steps once more, in a
+process of its own, and `peak_mib_above_model` is how far the resident memory rose above what it was when the model was
+built; the difference of the two baselines is noise here too.
 """
 
 import itertools
@@ -19,7 +23,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +45,8 @@ SHAPES = {
     "base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 50265},
 }
 WARM_UP = 3  # steps of a turn that are not timed
+MEMORY_STEPS = 3  # from the first on the optimizer has its averages; later ones meet fragmented memory
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")  # of Linux
 
 
 @dataclass
@@ -120,29 +128,9 @@ def rows_of(tokenizer: RobertaTokenizerFast, vocab_size: int, count: int, length
 
 def run_turn(variant: Variant, args: TrainingBenchmarkArguments, tokenizer: RobertaTokenizerFast) -> None:
     """Trains for some steps and notes how long one takes."""
-    steps = WARM_UP + args.steps
-    rows = rows_of(tokenizer, SHAPES[args.shape]["vocab_size"], steps * args.batch_size, args.length)
-    model = build(args.shape, args.length, variant.attention_dropout)
     clock = StepClock()
     with tempfile.TemporaryDirectory() as directory:
-        training_args = DiffusionTrainingArguments(
-            directory,
-            per_device_train_batch_size=args.batch_size,
-            max_steps=steps,
-            bf16=args.bf16,
-            logging_steps=1000,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        )
-        everything: dict[str, Any] = {"model": model, "args": training_args, "train_dataset": rows}
-        everything |= {"processing_class": tokenizer, "callbacks": [clock]}
-        if variant.ours:
-            trainer: Trainer = DiffusionTrainer(**everything)
-        else:
-            trainer = Trainer(**everything, data_collator=DataCollatorForMaskedDiffusion(tokenizer))
-        trainer.remove_callback(PrinterCallback)
+        trainer = make_trainer(variant, args, tokenizer, WARM_UP + args.steps, directory, [clock])
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trainer.train()
@@ -151,6 +139,68 @@ def run_turn(variant: Variant, args: TrainingBenchmarkArguments, tokenizer: Robe
     variant.cpu.append(cpu)
     if torch.cuda.is_available():
         variant.peak_bytes = torch.cuda.max_memory_allocated()
+
+
+def make_trainer(
+    variant: Variant,
+    args: TrainingBenchmarkArguments,
+    tokenizer: RobertaTokenizerFast,
+    steps: int,
+    directory: str,
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    rows = rows_of(tokenizer, SHAPES[args.shape]["vocab_size"], steps * args.batch_size, args.length)
+    model = build(args.shape, args.length, variant.attention_dropout)
+    training_args = DiffusionTrainingArguments(
+        directory,
+        per_device_train_batch_size=args.batch_size,
+        max_steps=steps,
+        bf16=args.bf16,
+        logging_steps=1000,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    everything: dict[str, Any] = {"model": model, "args": training_args, "train_dataset": rows}
+    everything |= {"processing_class": tokenizer, "callbacks": callbacks}
+    if variant.ours:
+        trainer: Trainer = DiffusionTrainer(**everything)
+    else:
+        trainer = Trainer(**everything, data_collator=DataCollatorForMaskedDiffusion(tokenizer))
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def resident_bytes(name: str) -> int:
+    """Of this process: now (`VmRSS`) or the most since the last reset (`VmHWM`)."""
+    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
+    return 1024 * int(line.split()[1])
+
+
+def peak_above_start(action: Callable[[], object]) -> int | None:
+    """How many bytes the resident memory rises above what it is now; None where the system does not tell."""
+    try:
+        _CLEAR.write_text("5")  # sets the high-water mark to the memory of now
+    except OSError:
+        return None
+    before = resident_bytes("VmRSS")
+    action()
+    return resident_bytes("VmHWM") - before
+
+
+def measure_memory(variant: Variant, args: TrainingBenchmarkArguments) -> int | None:
+    """The memory that training takes above the model, in the process that calls this."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    tokenizer = tokenizer_of(SHAPES[args.shape]["vocab_size"], args.length)
+    with tempfile.TemporaryDirectory() as directory:
+        return peak_above_start(make_trainer(variant, args, tokenizer, MEMORY_STEPS, directory, []).train)
+
+
+def in_a_fresh_process(variant: Variant, args: TrainingBenchmarkArguments) -> int | None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(measure_memory, variant, args).result()
 
 
 @torch.no_grad()
@@ -219,9 +269,13 @@ def benchmark(args: TrainingBenchmarkArguments, report: Callable[[str], None]) -
             run_turn(variants[name], args, tokenizer)
         report(f"turn {turn + 1}: " + ", ".join(f"{name} {v.wall[-1]:.1f} ms" for name, v in variants.items()))
     after = matmul_rate(dtype, device)
+    if device == "cpu":
+        for variant in variants.values():
+            variant.peak_bytes = in_a_fresh_process(variant, args)
 
     floor = 1000 * needed_flops(args.shape, args.length, args.batch_size) / max(before, after)
     plain = statistics.median(variants["plain"].wall)
+    memory = "peak_mib" if device == "cuda" else "peak_mib_above_model"
     table = {
         name: {
             "attention_dropout": variant.attention_dropout,
@@ -232,7 +286,7 @@ def benchmark(args: TrainingBenchmarkArguments, report: Callable[[str], None]) -
             "tokens_per_second": 1000 * args.batch_size * args.length / statistics.median(variant.wall),
             "speed_over_plain": plain / statistics.median(variant.wall),
             "x_floor": statistics.median(variant.wall) / floor,
-            "peak_mib": None if variant.peak_bytes is None else variant.peak_bytes / 2**20,
+            memory: None if variant.peak_bytes is None else variant.peak_bytes / 2**20,
         }
         for name, variant in variants.items()
     }
@@ -263,7 +317,8 @@ def main(argv: list[str]) -> int:
     for name, row in figures["variants"].items():
         print(
             f"{name:<28} {row['ms']:8.1f} ms  {row['tokens_per_second']:10.0f} tokens/s  "
-            f"{row['speed_over_plain']:.2f} x plain  {row['x_floor']:.2f} x floor"
+            f"{row['speed_over_plain']:.2f} x plain  {row['x_floor']:.2f} x floor  "
+            + "  ".join(f"{row[of]:.0f} MiB" for of in row if of.startswith("peak_mib") and row[of] is not None)
         )
     if args.output:
         Path(args.output).write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n", encoding="utf-8")

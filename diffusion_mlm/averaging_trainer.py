@@ -1,7 +1,9 @@
 """The Trainer's side of `ema_decay`, and what a run remembers in its checkpoints beside weights and optimizer."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
@@ -11,15 +13,18 @@ from .modeling import unwrap
 from .run_state import load_run_state, save_run_state
 from .weight_average import WeightAverage
 
+logger = logging.getLogger(__name__)
+
 
 class AveragingTrainer(Trainer):
     """A `Trainer` that with `ema_decay` evaluates, and leaves in the model, a running mean of the weights.
 
     Checkpoints hold the weights themselves as `model.safetensors`, so that training goes on from them, and the mean
-    beside them.
+    beside them. Where `allow_inexact_resume` lets a run go on from one without a mean, it begins with the next step.
 
     Raises:
-        ValueError: weights are sharded over processes, which leaves nobody the whole of them.
+        ValueError: weights are sharded over processes, which leaves nobody the whole of them; or a checkpoint lacks
+            what this run remembers.
     """
 
     _average: WeightAverage | None = None
@@ -41,8 +46,18 @@ class AveragingTrainer(Trainer):
             self._average = WeightAverage(unwrap(self.model), self.args.ema_decay)
             self.add_callback(self._average)
         if resume_from_checkpoint is not None:
-            load_run_state(resume_from_checkpoint, self._run_state())
+            self._resume_run_state(resume_from_checkpoint)
         return prepared
+
+    def _resume_run_state(self, checkpoint: str) -> None:
+        absent = ", ".join(f"`{name}`" for name in load_run_state(checkpoint, self._run_state()))
+        if absent and not getattr(self.args, "allow_inexact_resume", False):
+            raise ValueError(
+                f"The checkpoint {checkpoint} was saved without {absent}: go on with the settings it began with, "
+                f"start a new run, or add `allow_inexact_resume` to begin with a fresh state."
+            )
+        if absent:
+            logger.warning("The checkpoint %s was saved without %s, which begins anew here.", checkpoint, absent)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -53,7 +68,10 @@ class AveragingTrainer(Trainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self._average is not None:
-            load_run_state(str(self.state.best_model_checkpoint), {"ema_decay": self._average})
+            absent = load_run_state(str(self.state.best_model_checkpoint), {"ema_decay": self._average})
+            best = Path(str(self.state.best_model_checkpoint))
+            if absent and best.is_dir():  # saved before an inexact resume: its weights themselves were the best
+                self._average.restart()
 
     @contextmanager
     def _weights_to_push(self) -> Iterator[bool]:

@@ -61,6 +61,23 @@ class SampleTextCallback(TrainerCallback):
             self.log({f"eval_sample_{number}": text for number, text in enumerate(output.texts, start=1)})
 
 
+class LastEvaluationCallback(TrainerCallback):
+    """Keeps what the last evaluation in training found, so that the same model need not be evaluated twice."""
+
+    def __init__(self) -> None:
+        self._step, self._metrics = -1, dict[str, float]()
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        self._step, self._metrics = state.global_step, dict(metrics or {})
+
+    def of_the_end(self, args: Any, state: Any) -> dict[str, float]:
+        """The metrics of the model that training ended with, or nothing if that was not the last to be evaluated."""
+        went_back = args.load_best_model_at_end and state.best_global_step != state.global_step
+        return self._metrics if self._step == state.global_step and not went_back else {}
+
+
 class LogLineCallback(ProgressCallback):
     """The progress bar of transformers (none with `disable_tqdm`), and each log as one line, no dictionary."""
 

@@ -18,6 +18,7 @@ from .filling import fill_canvases
 from .generation_config import DiffusionGenerationConfig
 from .modeling import context_length, end_token_id, forbidden_token_ids, require_mask_token, unwrap
 from .randomness import make_key
+from .reveal_plan import require_steps_for_blocks
 from .row_steps import OnTextStep, RowSteps
 from .token_automaton import TokenAutomaton
 from .tokenization import decode_text
@@ -197,7 +198,8 @@ def make_continuations(
     Of a prefix with more than `longest_prefix` tokens only the last ones are seen, with one warning for all.
 
     Raises:
-        ValueError: a prefix is no valid text or leaves no room in the context, or a window has no room for `stride`.
+        ValueError: a prefix is no valid text or leaves no room in the context, a window has no room for `stride`, or
+            there are fewer steps than blocks.
     """
     if not isinstance(prefixes, (str, Sequence)) or isinstance(prefixes, bytes):
         raise ValueError(f"`prefixes` must be a string or a sequence of strings, not {type(prefixes).__name__}.")
@@ -216,10 +218,12 @@ def make_continuations(
         num_cut += first > 0
         prefix_ids = start + prefix_ids[first:]
         num_new = _num_new(model, tokenizer, config, len(prefix_ids), len(closing))
-        if len(prefix_ids) + num_new + len(closing) > window:
+        fits = len(prefix_ids) + num_new + len(closing) <= window
+        if not fits:
             if stride > room:
                 raise ValueError(f"`stride` is {stride}, but a window of this model has room for {room} new tokens.")
             logger.info("%d new tokens are more than this model reads: written %d at a time.", num_new, stride)
+        require_steps_for_blocks(config.steps, num_new if fits else stride, config.to_block_length())
         for _ in range(config.num_return_sequences):
             own = (seed + seen[prefix]) % 2**32
             seen[prefix] += 1

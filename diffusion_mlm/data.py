@@ -17,10 +17,11 @@ import torch
 
 from .data_report import DataReport
 from .errors import HubUnavailableError
+from .file_format import DataError, FileFormat
 from .hub_access import require_repository
 from .packing import store_rows, tokenize_and_pack, tokenize_prompts
 from .randomness import make_key, uniform
-from .text_files import DataError, FileFormat, FileScan, read_usable, scan_file
+from .text_files import FileScan, read_usable, scan_file
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset

@@ -5,6 +5,7 @@ import copy
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -41,7 +42,8 @@ from .sealed_checkpoints import (
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_INEXACT = "resumed inexactly"
+# What a manifest holds beside the facts: it tells what a run has been through, and decides nothing.
+_INEXACT, _SECONDS = "resumed inexactly", "train seconds"
 _SPLIT = ("per_device_train_batch_size", "gradient_accumulation_steps")
 
 
@@ -61,6 +63,11 @@ class DurableTrainer(Trainer):
     * A step that does not fit into memory raises `TrainingMemoryError`, which names the settings that would;
       `auto_find_batch_size` takes them, so that the global batch stays, where the stock one shrinks it.
     * `save_model` to a new directory: the directory appears when it is complete.
+
+    Attributes:
+        inexact_resumes (`list[str]`): what differed whenever this run was resumed inexactly.
+        train_seconds (`float`): how long the training that led to the model took, over all parts of a resumed run;
+            evaluation and saving included, steps that were lost and made again once.
     """
 
     # Set by the Trainer, whose types are not read.
@@ -78,7 +85,9 @@ class DurableTrainer(Trainer):
         self._makes_optimizer = self.optimizer is None
         self._limit = self.args.save_total_limit
         self._facts: dict[str, Any] | None = None
-        self.inexact_resumes: list[str] = []  # what differed whenever this run was resumed inexactly
+        self.inexact_resumes: list[str] = []
+        self.train_seconds = self._seconds_before = 0.0
+        self._began = time.monotonic()
         self._last_sealed: Path | None = None
         self._interruption = Interruption()
         self.add_callback(self._interruption)
@@ -117,6 +126,7 @@ class DurableTrainer(Trainer):
             TrainingMemoryError: a step does not fit into memory.
         """
         self._facts, self._last_sealed, self.inexact_resumes = None, None, []
+        self._began, self._seconds_before = time.monotonic(), 0.0
         if self.args.auto_find_batch_size and self.args.world_size > 1:
             raise ValueError(
                 "`auto_find_batch_size` must be False with several processes: one that runs out of memory leaves the "
@@ -137,6 +147,7 @@ class DurableTrainer(Trainer):
             if self._interruption.came(wait=True) and not self._interruption.acted:
                 self._save_checkpoint(self.model, trial=None)  # the signal came after the last step
                 self._interruption.acted = True
+        self.train_seconds = self._seconds()
         if self._interruption.acted:
             raise self._interrupted()
         return result
@@ -155,6 +166,9 @@ class DurableTrainer(Trainer):
             yield
         finally:
             self.args.save_total_limit = self._limit
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._began
 
     def _interrupted(self) -> TrainingInterruptedError:
         signum = int(self._interruption.signum or 0)
@@ -245,7 +259,7 @@ class DurableTrainer(Trainer):
         if path is None:
             logger.info("No checkpoint in %s: begins anew.", output)
             return None
-        self.inexact_resumes = facts.get(_INEXACT, [])
+        self.inexact_resumes, self._seconds_before = facts.get(_INEXACT, []), facts.get(_SECONDS, 0.0)
         if self._may_take_split(facts):
             self._split_batch(*(facts[name] for name in _SPLIT))
         logger.info("Resumes from %s.", path)
@@ -272,7 +286,7 @@ class DurableTrainer(Trainer):
                 ) from None
             facts, found = {}, [f"{checkpoint.name} has no manifest and was not checked"]
         else:
-            before = {name: value for name, value in facts.items() if name != _INEXACT}
+            before = {name: value for name, value in facts.items() if name not in (_INEXACT, _SECONDS)}
             found = self._missing_files(checkpoint) + differences(before, self._expected(facts))
         if found and not allowed:
             raise CheckpointError(
@@ -320,7 +334,8 @@ class DurableTrainer(Trainer):
             error = caught
         if not self._any(error is not None):
             try:
-                self._once(lambda: seal(directory, {**self._own_facts(), _INEXACT: self.inexact_resumes}))
+                history = {_INEXACT: self.inexact_resumes, _SECONDS: round(self._seconds(), 3)}
+                self._once(lambda: seal(directory, {**self._own_facts(), **history}))
             except Exception as caught:
                 error = caught
         if self._any(error is not None):
@@ -328,8 +343,13 @@ class DurableTrainer(Trainer):
                 abandon_save(directory)
             raise self._explained(error, directory)
         self._last_sealed = directory
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(directory))
         limit = self.args.save_total_limit if self.args.save_total_limit is not None else self._limit
         self._once(lambda: rotate(directory.parent, limit, self.state.best_global_step))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Nothing where the Trainer wants it: a push waits for the files of all processes, and for the seal."""
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Also True after a signal: with `save_strategy="best"` only then is anything saved."""

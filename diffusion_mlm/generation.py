@@ -29,6 +29,7 @@ from .denoising import DenoisingStep
 from .denoising_step import GuideLogits
 from .generation_config import DEFAULTS, DiffusionGenerationConfig
 from .guidance import require_guidance
+from .hub_access import HubSource
 from .modeling import end_token_id, load_model, require_mask_token, unwrap
 from .row_steps import OnTextStep
 from .tokenization import decode_text
@@ -82,9 +83,13 @@ class DiffusionGenerationOutput:
 
 
 def load_generator(
-    name_or_path: str, *, trust_remote_code: bool = False, argument: str = "--checkpoint"
+    name_or_path: str,
+    *,
+    trust_remote_code: bool = False,
+    argument: str = "--checkpoint",
+    source: HubSource | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model ready to generate and its tokenizer, from a directory or the Hub.
+    """A model ready to generate and its tokenizer, from a directory or the Hub (`source`: see `load_model`).
 
     The model's `generation_config` is the `DiffusionGenerationConfig` saved beside it, or the defaults.
 
@@ -93,22 +98,27 @@ def load_generator(
             `generation_config.json` is damaged or holds impossible settings.
         HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
     """
-    model = load_model(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
-    tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
-    model.generation_config = saved_generation_config(name_or_path, argument)
+    how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "argument": argument, "source": source}
+    model, tokenizer = load_model(name_or_path, **how), load_tokenizer(name_or_path, **how)
+    model.generation_config = saved_generation_config(name_or_path, argument, source)
     return model.eval(), tokenizer
 
 
 def load_tokenizer(
-    name_or_path: str, *, trust_remote_code: bool = False, argument: str = "--checkpoint"
+    name_or_path: str,
+    *,
+    trust_remote_code: bool = False,
+    argument: str = "--checkpoint",
+    source: HubSource | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a masked language model, from a directory or the Hub.
+    """The tokenizer of a masked language model, from a directory or the Hub (`source`: see `load_model`).
 
     Raises:
         ValueError: it cannot be loaded, is not there at all, or has no mask token.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        where: dict[str, Any] = {**(source or {})}
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **where)
     except Exception as error:  # the tokenizers library raises bare `Exception`
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")[:300]
         raise ValueError(f"`{argument}` is {name_or_path!r}, whose tokenizer cannot be loaded: {reason}.") from error
@@ -309,14 +319,14 @@ def resolve_config(
 
 
 def saved_generation_config(
-    name_or_path: str, argument: str = "--checkpoint", revision: str | None = None
+    name_or_path: str, argument: str = "--checkpoint", source: HubSource | None = None
 ) -> DiffusionGenerationConfig:
     """The settings saved beside a model, or the defaults, with a warning if one cannot know; no weights are loaded.
 
     Raises:
         ValueError: `generation_config.json` is damaged or holds impossible settings.
     """
-    where = {"revision": revision} if revision is not None else {}
+    where: dict[str, Any] = {**(source or {})}
     try:
         # Of a greedy one transformers would warn that it has a nucleus, which it may well have.
         saved = GenerationConfig.from_pretrained(name_or_path, do_sample=True, **where)
@@ -327,7 +337,11 @@ def saved_generation_config(
         if not Path(name_or_path).is_dir() and (
             not is_there_none or isinstance(error.__cause__, LocalEntryNotFoundError)
         ):
-            logger.warning("generation_config.json of %s cannot be read: the default settings hold.", name_or_path)
+            logger.warning(
+                "generation_config.json of %s cannot be read: the default settings hold. If it is private, set "
+                "HF_TOKEN or load it by `TextDiffusionPipeline.from_pretrained(..., token=...)`.",
+                name_or_path,
+            )
         return DiffusionGenerationConfig()  # a masked language model that was never trained here
     if not hasattr(saved, "schedule"):  # a file of transformers' own, which says nothing about diffusion
         return DiffusionGenerationConfig()

@@ -1,11 +1,19 @@
 """One short question to the Hub before anything heavy: is this repository there, and may we read it?"""
 
 import os
-from typing import Any
+from typing import Any, TypedDict
 
 from .errors import HubUnavailableError, NotAllowedError
 
 _TIMEOUT_SECONDS = 5.0
+
+
+class HubSource(TypedDict, total=False):
+    """Which files of a repository are read, as whom, and where they are kept: by the names of transformers."""
+
+    revision: str | None  # a branch, a tag or a commit
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
 
 
 def looks_like_path(name: str) -> bool:
@@ -13,7 +21,9 @@ def looks_like_path(name: str) -> bool:
     return not name or name.startswith((".", "/", "~")) or name.count("/") > 1 or (os.sep != "/" and os.sep in name)
 
 
-def require_repository(name: str, repo_type: str, argument: str, probe_file: str = "config.json") -> None:
+def require_repository(
+    name: str, repo_type: str, argument: str, probe_file: str = "config.json", source: HubSource | None = None
+) -> None:
     """Returns if `name` is a directory, is in the local cache, or is a repository that the Hub lets us read.
 
     Args:
@@ -21,10 +31,11 @@ def require_repository(name: str, repo_type: str, argument: str, probe_file: str
         repo_type (`str`): `"model"` or `"dataset"`.
         argument (`str`): how the user calls it, for the message, for example `--model-name`.
         probe_file (`str`): a file whose presence in the cache is enough.
+        source (`HubSource`, *optional*): of the Hub; the newest files and the user who is logged in by default.
 
     Raises:
         ValueError: `name` looks like a path and no such directory exists, or is no valid Hub id.
-        HubUnavailableError: the network or the Hub does not answer, or knows no such repository.
+        HubUnavailableError: the network or the Hub does not answer, or knows no such repository or revision.
         NotAllowedError: the repository is there but closed to this user.
     """
     if os.path.isdir(name):  # `Path.is_dir` raises where a name is too long
@@ -38,7 +49,11 @@ def require_repository(name: str, repo_type: str, argument: str, probe_file: str
         HFValidationError,
         HTTPError,  # of whichever client this release of huggingface_hub uses
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
+
+    source = source or {}
+    revision, token = source.get("revision"), source.get("token")
 
     def unavailable(why: str) -> HubUnavailableError:
         return HubUnavailableError(
@@ -47,12 +62,13 @@ def require_repository(name: str, repo_type: str, argument: str, probe_file: str
         )
 
     try:
-        if isinstance(try_to_load_from_cache(name, probe_file, repo_type=repo_type), str):
+        where: Any = {"cache_dir": source.get("cache_dir"), "revision": revision}
+        if isinstance(try_to_load_from_cache(name, probe_file, repo_type=repo_type, **where), str):
             return
         if constants.HF_HUB_OFFLINE:
             raise unavailable("the Hub is switched off by HF_HUB_OFFLINE")
-        api: Any = HfApi()
-        info = api.repo_info(name, repo_type=repo_type, timeout=_TIMEOUT_SECONDS)
+        api: Any = HfApi(token=token)
+        info = api.repo_info(name, repo_type=repo_type, revision=revision, timeout=_TIMEOUT_SECONDS)
         if getattr(info, "gated", False):  # everybody may see it; whether its files may be read is another question
             api.auth_check(name, repo_type=repo_type)
     except HFValidationError as error:
@@ -63,6 +79,8 @@ def require_repository(name: str, repo_type: str, argument: str, probe_file: str
         ) from error
     except RepositoryNotFoundError as error:
         raise unavailable("the Hub knows no such repository (or it is private and you are not logged in)") from error
+    except RevisionNotFoundError as error:
+        raise unavailable(f"the Hub knows it, but no revision {revision!r} of it") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):

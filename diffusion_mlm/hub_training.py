@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from transformers import Trainer
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, TrainOutput
 
 from .generation_config import DiffusionGenerationConfig
 from .hub import HubRepository, Published, signed
@@ -35,7 +35,7 @@ class PushingTrainer(Trainer):
     * The model with its generation settings, its code and a card, from the first push on; never the arguments, which
       hold a token if one was passed. LoRA is merged, and with `ema_decay` it is the mean of the weights, which the
       figures of the card are of. `hub_strategy="checkpoint"` and `"all_checkpoints"` send what a run goes on from
-      too, in the same commit.
+      too, in the same commit and with its manifest: downloaded, the folder is a checkpoint that is resumed exactly.
     * A new repository is private unless `hub_private_repo=False`.
     * What is sent in the background are copies (links where the file system has them), so that the next checkpoint
       changes nothing. A push that fails is reported, and training goes on.
@@ -46,7 +46,7 @@ class PushingTrainer(Trainer):
 
     card_facts: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
     _repository: HubRepository | None = None
-    _first_copies = True
+    _left_over = True  # what a run before may have left has not been removed yet
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Makes the repository, before any training.
@@ -64,6 +64,11 @@ class PushingTrainer(Trainer):
         self._repository.require_writable()
         self._repository.create(private=private is not False)
         self.hub_model_id = self._repository.id
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """`Trainer.train`, without copies that a run before was killed over, whatever this one pushes."""
+        self._remove_left_over()
+        return super().train(*args, **kwargs)
 
     def push_to_hub(
         self,
@@ -118,13 +123,17 @@ class PushingTrainer(Trainer):
         return {name: _copy(of, copies / str(at)) for at, (name, of) in enumerate(files.items())}, copies
 
     def _new_directory(self) -> Path:
+        self._remove_left_over()
         output = Path(str(self.args.output_dir))
-        if self._first_copies:
-            for left in output.glob(f"{_COPY}*"):  # of a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
-            self._first_copies = False
         output.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(prefix=_COPY, dir=output))
+
+    def _remove_left_over(self) -> None:
+        """Removes the copies of a run that was killed, before there are any of this one."""
+        if self._left_over and self.is_world_process_zero():
+            for left in Path(str(self.args.output_dir)).glob(f"{_COPY}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        self._left_over = False
 
     @contextmanager
     def _weights_to_push(self) -> Iterator[bool]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from .hub_access import require_repository
+from .hub_access import HubSource, require_repository
 from .initialization import start_at_neighbors, start_by_copying, start_rotary
 from .presets import PRESETS as PRESETS
 from .presets import preset_config as preset_config
@@ -78,6 +78,7 @@ def load_model(
     attention_dropout: float | None = None,
     trust_remote_code: bool = False,
     argument: str = "--model-name",
+    source: HubSource | None = None,
 ) -> PreTrainedModel:
     """Loads any masked language model from a directory or the Hub, from safetensors only.
 
@@ -89,6 +90,7 @@ def load_model(
             switches the fused attention kernel off on CPU.
         trust_remote_code (`bool`): whether code in the repository may run.
         argument (`str`): how the user calls the name, for error messages.
+        source (`dict`, *optional*): `revision`, `token` and `cache_dir` of a repository on the Hub.
 
     Raises:
         ValueError: there is no such directory, no safetensors weights, the architecture has no masked-language-model
@@ -96,7 +98,7 @@ def load_model(
             ids and an attention mask alone, or predicts something else when a row is padded.
         HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
     """
-    require_repository(name_or_path, "model", argument)
+    require_repository(name_or_path, "model", argument, source=source)
     if os.path.isdir(name_or_path) and not os.path.isfile(os.path.join(name_or_path, "config.json")):
         raise ValueError(f"`{argument}` is {name_or_path!r}, a directory without config.json: it holds no model.")
     how: dict[str, Any] = {
@@ -106,9 +108,10 @@ def load_model(
         "use_safetensors": True,
         "ignore_mismatched_sizes": True,  # they are listed instead, and refused below
         "output_loading_info": True,
+        **(source or {}),
     }
     try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **(source or {}))
         if attention_dropout is not None:
             dropout_name = attention_dropout_name(config)
             if dropout_name is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from .data_report import DataReport
-from .text_files import DataError
+from .file_format import DataError
 from .tokenization import boundary_token_ids, encode_texts, special_token_ids
 
 if TYPE_CHECKING:

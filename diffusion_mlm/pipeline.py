@@ -13,6 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .generation import generate, load_generator, saved_generation_config
 from .generation_config import DiffusionGenerationConfig
+from .hub_access import HubSource
 from .modeling import require_mask_token
 from .remote_code import CODE_FILE, CUSTOM_PIPELINES, TASK
 
@@ -48,8 +49,9 @@ class TextDiffusionPipeline(Pipeline):
         require_mask_token(tokenizer, "tokenizer")
         if not isinstance(getattr(model, "generation_config", None), DiffusionGenerationConfig):
             name, commit = model.name_or_path, getattr(model.config, "_commit_hash", None)
+            source: HubSource = {"revision": commit} if commit else {}
             model.generation_config = (
-                saved_generation_config(name, "model", commit) if name else DiffusionGenerationConfig()
+                saved_generation_config(name, "model", source) if name else DiffusionGenerationConfig()
             )
         # Of our settings, two mean something else to the base class, which would keep them from us.
         own = {name: kwargs.pop(name) for name in ("batch_size",) if name in kwargs}
@@ -59,20 +61,34 @@ class TextDiffusionPipeline(Pipeline):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | os.PathLike, *, trust_remote_code: bool = False, **kwargs: Any
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
     ) -> "TextDiffusionPipeline":
         """The pipeline of a directory or a Hub id, for which no code of the repository is needed.
 
         Args:
             name_or_path (`str`): a directory or a Hub id.
+            revision (`str`, *optional*): of a Hub id: a branch, a tag or a commit; the newest by default.
+            token (`str` or `bool`, *optional*): for the Hub; that of HF_TOKEN or `hf auth login` by default.
+            cache_dir (`str`, *optional*): where files of the Hub are kept.
             trust_remote_code (`bool`): whether the architecture of the model may be code of its repository.
             **kwargs: of the constructor, such as `device`.
 
         Raises:
             ValueError, HubUnavailableError, NotAllowedError: see `load_generator`.
         """
+        given: HubSource = {"revision": revision, "token": token, "cache_dir": cache_dir}
         model, tokenizer = load_generator(
-            str(name_or_path), trust_remote_code=trust_remote_code, argument="name_or_path"
+            str(name_or_path),
+            trust_remote_code=trust_remote_code,
+            argument="name_or_path",
+            source={name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type,misc]
         )
         return cls(model, tokenizer, **kwargs)
 

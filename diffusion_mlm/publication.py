@@ -4,13 +4,16 @@ Weights (safetensors), tokenizer, configuration, generation settings, and the co
 states unless asked for, arguments (they may hold a token), hidden or half-written files.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .generation_config import DiffusionGenerationConfig
 from .remote_code import ARCHITECTURE_FILES, CODE_FILE, CUSTOM_PIPELINES, architecture_code, remote_source
+from .sealed_checkpoints import MANIFEST, manifest_text
 
 CONFIG, GENERATION_CONFIG, CARD = "config.json", "generation_config.json", "README.md"
 _INDEX = "model.safetensors.index.json"
@@ -87,7 +90,11 @@ def model_files(directory: str | Path, argument: str = "directory") -> dict[str,
 
 
 def training_state_files(checkpoint: str | Path, path_in_repo: str) -> dict[str, bytes | Path]:
-    """What a run goes on from, the model included, under a folder of the repository; paths are cut to names."""
+    """What a run goes on from, the model included, under a folder of the repository; paths are cut to names.
+
+    The manifest of a sealed checkpoint becomes that of the files that are sent, so that a run resumes from them
+    exactly; it stays at home if a fact of the run is a path of this machine.
+    """
     files: dict[str, bytes | Path] = {}
     for path in sorted(Path(checkpoint).iterdir()):
         if path.is_file() and (is_published(path.name) or _TRAINING_STATE.fullmatch(path.name)):
@@ -101,7 +108,20 @@ def training_state_files(checkpoint: str | Path, path_in_repo: str) -> dict[str,
         if found.get("best_model_checkpoint"):
             found["best_model_checkpoint"] = Path(found["best_model_checkpoint"]).name
             files[f"{path_in_repo}/{state.name}"] = _clean_json(found)
+    manifest = Path(checkpoint) / MANIFEST
+    if manifest.is_file():
+        sealed = json.loads(manifest.read_text(encoding="utf-8"))
+        facts = sealed["facts"]
+        if not any(isinstance(value, str) and Path(value).is_absolute() for value in facts.values()):
+            sent = {Path(name).name: _entry(content, sealed["files"]) for name, content in files.items()}
+            files[f"{path_in_repo}/{MANIFEST}"] = manifest_text(sent, facts).encode()
     return files
+
+
+def _entry(content: bytes | Path, sealed: Mapping[str, list[Any]]) -> list[Any]:
+    if isinstance(content, Path):
+        return sealed[content.name]
+    return [len(content), hashlib.sha256(content).hexdigest()]
 
 
 def require_nothing_private(files: Mapping[str, bytes | Path], *private: str | None) -> None:

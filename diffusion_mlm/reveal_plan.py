@@ -84,6 +84,15 @@ def require_block_length(block_length: int | None) -> None:
         raise ValueError(f"`block_length` must be a whole number of at least 1, got {block_length!r}.")
 
 
+def require_steps_for_blocks(steps: int | None, total: int, block_length: int | None) -> None:
+    """Raises ValueError if `total` tokens are in more blocks than there are steps, each of which is in one block."""
+    if steps is not None and block_length is not None and steps * block_length < total:
+        raise ValueError(
+            f"`steps` is {steps}, but {total} tokens in blocks of {block_length} need at least "
+            f"{-(-total // block_length)}. Raise `steps` or `block_length`."
+        )
+
+
 def _plan_row(
     total: int,
     block_length: int,
@@ -98,11 +107,7 @@ def _plan_row(
         counts = _checked_counts(reveal_counts, total) if total else []
         return [(0, seen, 1 - (k + 1) / len(counts)) for k, seen in enumerate(itertools.accumulate(counts))]
     sizes = [min(block_length, total - start) for start in range(0, total, block_length)]
-    if steps is not None and steps < len(sizes):
-        raise ValueError(
-            f"`steps` is {steps}, but {total} tokens in blocks of {block_length} need at least {len(sizes)}. Raise "
-            f"`steps` or `block_length`."
-        )
+    require_steps_for_blocks(steps, total, block_length)
     plan: list[tuple[int, int, float]] = []
     ends = list(itertools.accumulate(sizes))
     used = 0

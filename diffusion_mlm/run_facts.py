@@ -48,12 +48,19 @@ def run_facts(
 
 
 def masking_words(process: ForwardProcess) -> str:
-    """How rows are masked, as the next process will find it again: a density is known by its values."""
-    words, law = repr(process), process.rates
-    if not isinstance(law, RateHistogram) or isinstance(process.rate_distribution, str):
-        return words
-    digest = hashlib.sha256(law.masses.numpy().tobytes()).hexdigest()[:16]
-    return words.replace(repr(process.rate_distribution), f"density {digest}")
+    """How rows are masked, as the next process will find it again: numbers are known by their values."""
+    words, law, weights = repr(process), process.rates, process.token_weights
+    if isinstance(law, RateHistogram) and not isinstance(process.rate_distribution, str):
+        words = words.replace(repr(process.rate_distribution), f"density {_tensor_digest(law.masses)}")
+    if isinstance(weights, torch.Tensor):
+        words += f", token weights {_tensor_digest(weights)}"
+    elif weights is not None:  # of a function only the name can be known
+        words += f", token weights {getattr(weights, '__qualname__', type(weights).__name__)}"
+    return words
+
+
+def _tensor_digest(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

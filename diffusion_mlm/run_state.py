@@ -24,20 +24,21 @@ def save_run_state(directory: str, parts: dict[str, Any]) -> None:
         save_file(tensors, Path(directory) / FILE_NAME)
 
 
-def load_run_state(directory: str, parts: dict[str, Any]) -> None:
+def load_run_state(directory: str, parts: dict[str, Any]) -> list[str]:
     """Gives each part its state back.
 
-    Raises:
-        ValueError: the checkpoint has none for a part, because it was saved with other settings.
+    Returns:
+        The names of the parts that the checkpoint has no state for, because it was saved with other settings; they
+        are as they were.
     """
     path = Path(directory) / FILE_NAME
     tensors = load_file(path) if path.is_file() else {}
+    absent = []
     for name, part in parts.items():
         prefix = f"{name}."
         state = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        if not state:
-            raise ValueError(
-                f"The checkpoint {directory} was saved without `{name}`: go on with the settings it began with, or "
-                f"start a new run."
-            )
-        part.load_state_dict(state)
+        if state:
+            part.load_state_dict(state)
+        else:
+            absent.append(name)
+    return absent

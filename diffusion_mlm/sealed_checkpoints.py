@@ -83,12 +83,17 @@ def seal(directory: Path, facts: dict[str, Any]) -> None:
                 os.fsync(file.fileno())
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             files[path.relative_to(directory).as_posix()] = [path.stat().st_size, digest]
-    body = {"files": files, "facts": facts}
-    write_flushed(directory / _UNFINISHED, json.dumps({**body, "sha256": _digest(body)}, indent=1))
+    write_flushed(directory / _UNFINISHED, manifest_text(files, facts))
     os.replace(directory / _UNFINISHED, directory / MANIFEST)
     flush_directory(directory)
     flush_directory(directory.parent)
     shutil.rmtree(directory.with_name(f"_replaced-{directory.name}"), ignore_errors=True)
+
+
+def manifest_text(files: dict[str, list[Any]], facts: dict[str, Any]) -> str:
+    """The manifest of `files` (name -> size in bytes and SHA-256), itself sealed by a digest."""
+    body = {"files": files, "facts": facts}
+    return json.dumps({**body, "sha256": _digest(body)}, indent=1)
 
 
 def abandon_save(directory: Path) -> None:

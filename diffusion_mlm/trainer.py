@@ -213,6 +213,8 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         """As in `DurableTrainer`, and how the rows are masked, which a collator may say otherwise than `args`."""
         multiple = self.data_collator.pad_to_multiple_of
         masking = f"{masking_words(self._process)}, end token {self._generates_end}, multiple of {multiple}"
+        if self.data_collator.random_length_share != self.args.random_length_share:
+            masking += f", random length share {self.data_collator.random_length_share}"
         return {**super().run_facts(), "masking process": masking}
 
     # Loss

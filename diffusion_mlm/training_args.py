@@ -14,6 +14,7 @@ from .objectives import OBJECTIVES
 from .rate_distributions import RATE_DISTRIBUTIONS
 from .schedules import SCHEDULES, get_schedule
 from .token_weights import TOKEN_WEIGHTS
+from .trackers import require_trackers
 
 
 @dataclass
@@ -31,7 +32,8 @@ class DiffusionTrainingArguments(TrainingArguments):
     it is "best", and `save_steps` become those of the evaluation.
 
     Raises:
-        ValueError: a value is out of range; or `label_smoothing_factor` or `remove_unused_columns` is set.
+        ValueError: a value is out of range; or `label_smoothing_factor` or `remove_unused_columns` is set; or the
+            package of a tracker of `report_to` is not installed.
     """
 
     output_dir: str | None = field(
@@ -196,6 +198,7 @@ class DiffusionTrainingArguments(TrainingArguments):
         if not torch.accelerator.is_available() and not is_torch_xla_available():
             self.use_cpu = True  # unless it is said, the processes of `torchrun` each train a model of their own
         super().__post_init__()
+        require_trackers(self.report_to)  # type: ignore[arg-type]  # a list by now
         if self.accelerator_config.dispatch_batches is None:  # type: ignore[union-attr]
             self.accelerator_config.dispatch_batches = False  # type: ignore[union-attr]  # each process reads its part
         if optim == "muon":

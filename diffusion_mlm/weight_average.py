@@ -51,6 +51,10 @@ class WeightAverage(TrainerCallback):
             for average, weight in zip(self.averaged.module.parameters(), model.parameters(), strict=True):
                 weight.copy_(average)
 
+    def restart(self) -> None:
+        """Forgets the average: the next step begins it anew."""
+        self.averaged.n_averaged.zero_()
+
     def state_dict(self) -> dict[str, Tensor]:
         """The average by name of the weight, each tied weight once, and the number of steps in it."""
         weights = {f"weights.{name}": weight.data for name, weight in self.averaged.module.named_parameters()}

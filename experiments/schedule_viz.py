@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         panel.tick_params(labelbottom=is_last)
         if place == 0:
             panel.set_title("tokens revealed by each step", loc="left", fontsize=10, color=INK)
-    tidy(left, "mask rate at diffusion time t", "t   (0: clean text, 1: all masked)", "share masked")
+    tidy(left, "mask rate at diffusion time t", "t (0: clean text, 1: all masked)", "share masked")
     left.set_xlim(0, 1)
     left.set_ylim(0, 1)
     left.set_aspect("equal")

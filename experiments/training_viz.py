@@ -1,8 +1,8 @@
 """How a training went: the loss over its steps, and at each mask rate.
 
-    python experiments/training_viz.py results/checkpoint-500/trainer_state.json
+    python experiments/training_viz.py results/run
 
-Draws `results/training.png` from the logs that `trainer_state.json` keeps (in every checkpoint of a run).
+Draws `results/training.png` from the `log.jsonl` of a run, or from the `trainer_state.json` of one of its checkpoints.
 """
 
 import json
@@ -24,13 +24,15 @@ PREFIX = "loss_mask_rate_"
 class TrainingVizArguments:
     """What is drawn."""
 
-    state: str | None = field(default=None, metadata={"help": "A trainer_state.json, or a directory that holds one."})
+    state: str | None = field(
+        default=None, metadata={"help": "A log.jsonl or trainer_state.json, or a directory with one."}
+    )
     output: str = field(default="results/training.png", metadata={"help": "The picture: .png, .pdf or .svg."})
 
     def __post_init__(self) -> None:
         require_output(self.output)
         if self.state is None:
-            raise ValueError("`--state` is missing: name a trainer_state.json, which every checkpoint of a run has.")
+            raise ValueError("`--state` is missing: name the directory of a run, which has a log.jsonl.")
 
 
 Curve = list[tuple[int, float]]
@@ -42,11 +44,15 @@ def read_logs(name: str) -> dict[str, Curve]:
     Raises:
         ValueError: there are no logs, or none of a loss.
     """
-    path = Path(name) / "trainer_state.json" if Path(name).is_dir() else Path(name)
+    path = Path(name)
+    if path.is_dir():
+        path /= "log.jsonl" if (path / "log.jsonl").is_file() else "trainer_state.json"
     try:
-        history = json.loads(path.read_text(encoding="utf-8"))["log_history"]
+        text = path.read_text(encoding="utf-8")
+        is_lines = path.suffix == ".jsonl"
+        history = [json.loads(line) for line in text.splitlines()] if is_lines else json.loads(text)["log_history"]
     except FileNotFoundError:
-        raise ValueError(f"`--state` is {name!r}, where there is no trainer_state.json.") from None
+        raise ValueError(f"`--state` is {name!r}, where there is no log.jsonl and no trainer_state.json.") from None
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"`--state` is {name!r}, which holds no logs of a training.") from None
     curves: dict[str, Curve] = {}

@@ -34,6 +34,7 @@ class Commit:
 class Repository:
     private: bool
     commits: list[Commit]
+    tags: dict[str, Commit] = field(default_factory=dict)
 
     @property
     def head(self) -> Commit:
@@ -42,7 +43,8 @@ class Repository:
     def at(self, revision: str) -> Commit | None:
         if revision == "main":
             return self.head
-        return next((commit for commit in self.commits if commit.sha == revision), None)
+        named = (commit for commit in self.commits if commit.sha == revision)
+        return self.tags.get(revision) or next(named, None)
 
     def add(self, message: str, changes: dict[str, bytes | None], large: frozenset[str] = frozenset()) -> Commit:
         files = {**self.head.files, **changes}

@@ -16,9 +16,9 @@ from diffusion_mlm.cli import score as score_command
 from diffusion_mlm.evaluation.text_likelihood import ESTIMATORS
 from diffusion_mlm.evaluation.text_nats import SCORES
 from diffusion_mlm.evaluation.trajectory import FIXED_ORDERS
+from diffusion_mlm.file_format import TEXT_UNITS
 from diffusion_mlm.packing import PACKINGS
 from diffusion_mlm.schedules import SCHEDULES
-from diffusion_mlm.text_files import TEXT_UNITS
 
 Command = Callable[..., tuple[int, str, str]]
 STORIES = story_language.sample(3, seed=8)

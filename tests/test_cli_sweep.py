@@ -210,6 +210,18 @@ def test_the_budget_chooses_among_the_frontier(run: Command, own: Path, judge: l
     assert (own / "generation_config.json").read_bytes() == before
 
 
+def test_what_cannot_be_written_at_the_checkpoints_own_length_is_not_swept(
+    run: Command, own: Path, judge: list[str], tmp_path: Path
+) -> None:
+    options = ["--checkpoint", own, *judge, "--max-new-tokens", 2, "--block-length", 2, "--steps", 1]
+    status, _, err = run(*options, "--write-best")
+    assert status == 2 and "`--write-best` may have to write a setting that is impossible at" in err
+    assert err.endswith(
+        "`steps` is 1, but 5 tokens in blocks of 2 need at least 3. Raise `steps` or `block_length`.\n"
+    )
+    assert not (tmp_path / "out" / "settings.jsonl").exists()
+
+
 def test_the_best_setting_is_written_as_transformers_writes_it(own: Path, tmp_path: Path) -> None:
     saved = DiffusionGenerationConfig(max_new_tokens=5, stride=3, sampling="greedy", bos_token_id=0)
     saved.save_pretrained(own)
@@ -320,7 +332,7 @@ def test_other_arguments_are_told_before_anything_is_loaded(
 def test_what_only_the_model_can_refuse_leaves_no_directory(run: Command, checkpoint: str, tmp_path: Path) -> None:
     for options, message in (
         (["--top-k", 9999, "--sampling", "topk"], "`top_k` is 9999, above the vocabulary"),
-        (["--block-length", 1, "--steps", 2], "5 tokens in blocks of 1 need 5"),
+        (["--block-length", 1, "--steps", 2], "5 tokens in blocks of 1 need at least 5"),
     ):
         status, _, err = run("--checkpoint", checkpoint, *options)
         assert status == 2 and message in err and not (tmp_path / "out").exists()

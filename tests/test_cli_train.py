@@ -1,6 +1,7 @@
 """`train` when it is interrupted, resumed, refused or full: exit statuses, one line that says how to go on."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -151,3 +152,16 @@ def test_the_ends_of_training_have_their_exit_status(
 ) -> None:
     assert report_error(error) == status
     assert capsys.readouterr().err == f"diffusion-mlm: {text}\n"
+
+
+@pytest.mark.parametrize("every, steps", [("2", [2, 4]), ("3", [3, 4])])
+def test_the_model_at_the_end_is_evaluated_once(train: Command, every: str, steps: list[int]) -> None:
+    status, err = train(
+        "--validation", "4", "--eval-strategy", "steps", "--eval-steps", every, "--save-strategy", "no"
+    )
+    assert status == 0, err
+    lines = [json.loads(line) for line in Path("out/log.jsonl").read_text().splitlines()]
+    bounds = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert [line["step"] for line in lines if "eval_loss" in line] == steps
+    summary = json.loads(Path("out/summary.json").read_text())
+    assert summary["nelbo_nats_per_token"] == bounds[4] and summary["train_seconds"] > 0

@@ -37,8 +37,9 @@ from diffusion_mlm.data import (
     tokenize_prompts,
     train_validation_split,
 )
+from diffusion_mlm.file_format import FileFormat
 from diffusion_mlm.packing import pack
-from diffusion_mlm.text_files import FileFormat, FileScan, read_usable, scan_file
+from diffusion_mlm.text_files import FileScan, read_usable, scan_file
 from diffusion_mlm.tokenization import encode_text, train_characters
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz <>/\n"

@@ -31,7 +31,7 @@ from diffusion_mlm.errors import (
 from diffusion_mlm.memory_split import smaller_split
 from diffusion_mlm.output_directory import require_writable
 from diffusion_mlm.rate_distributions import ImportanceRates
-from diffusion_mlm.sealed_checkpoints import MANIFEST, newest_complete, read_facts
+from diffusion_mlm.sealed_checkpoints import MANIFEST, newest_complete, read_facts, seal
 from experiments.kill_training import Setting, digest, fork, make_rows, make_trainer
 
 RUN = Setting(steps=4, save_every=2, rows=27)  # 3 steps a pass
@@ -120,6 +120,16 @@ def test_an_inexact_resume_is_allowed_by_name_and_recorded_in_all_checkpoints_af
     again = make_trainer(copy, Setting(steps=6, rows=27), learning_rate=1e-3)
     again.train(resume_from_checkpoint=True)
     assert again.inexact_resumes == recorded
+
+
+def test_the_seconds_of_all_parts_of_a_run_add_up(copy):
+    facts = read_facts(copy / "checkpoint-2")
+    assert 0 < facts["train seconds"] <= read_facts(copy / "checkpoint-4")["train seconds"]
+    seal(copy / "checkpoint-2", {**facts, "train seconds": 1000.0})
+    trainer = make_trainer(copy, RUN)
+    trainer.train(resume_from_checkpoint=str(copy / "checkpoint-2"))
+    assert 1000 < read_facts(copy / "checkpoint-4")["train seconds"] <= trainer.train_seconds
+    assert trainer.inexact_resumes == []
 
 
 def test_a_checkpoint_that_is_named_is_used_or_refused_and_true_takes_the_newest_complete(copy, finished):

@@ -72,6 +72,7 @@ def folders(hub):
 )
 def test_every_strategy_pushes_what_it_says(hub, tiny_roberta, story_tokenizer, tmp_path, strategy, pushed, kept):
     tiny_roberta.generation_config = DiffusionGenerationConfig(steps=7)
+    (tmp_path / "_push-killed").mkdir()  # of a run that was killed while it pushed
     training = trainer(tiny_roberta, story_tokenizer, tmp_path, hub_strategy=strategy, hub_always_push=True)
     assert hub.repository("me/run").private  # it is there before training
     training.train()
@@ -179,3 +180,26 @@ def test_the_mean_of_the_weights_is_pushed_and_what_a_run_needs_to_go_on(hub, ti
     for name in ("run_state.safetensors", "model.safetensors"):
         saved = tmp_path / "run" / "checkpoint-2" / name
         assert hub.files("me/run")[f"last-checkpoint/{name}"] == saved.read_bytes()
+
+
+def test_a_pushed_checkpoint_is_resumed_exactly(hub, tiny_roberta, story_tokenizer, tmp_path):
+    class HasBest(TrainerCallback):  # a path of this machine in trainer_state.json, which is pushed as a name
+        def on_step_end(self, args, state, control, **kwargs):
+            state.best_model_checkpoint = str(tmp_path / "run" / "checkpoint-1")
+
+    start, settings = copy.deepcopy(tiny_roberta), {"hub_always_push": True, "learning_rate": 0.1}
+    options = {"hub_strategy": "checkpoint", **settings}
+    training = trainer(tiny_roberta, story_tokenizer, tmp_path / "run", [HasBest()], **options)
+    training.train()
+    (pushed,) = [of for of in hub.repository("me/run").commits if of.message.endswith("step 1")]
+    assert b'"best_model_checkpoint": "checkpoint-1"' in pushed.files["last-checkpoint/trainer_state.json"]
+    checkpoint = tmp_path / "pulled"
+    checkpoint.mkdir()
+    for name, content in pushed.files.items():
+        if name.startswith("last-checkpoint/"):
+            (checkpoint / name.split("/")[1]).write_bytes(content)
+    again = trainer(start, story_tokenizer, tmp_path / "again", hub_strategy="end", **settings)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    assert again.inexact_resumes == [] and again.state.global_step == 2
+    for name, weight in training.model.state_dict().items():
+        assert torch.equal(weight, again.model.state_dict()[name]), name

@@ -48,6 +48,8 @@ def test_a_training_is_drawn_from_its_logs(tmp_path: Path) -> None:
     curves = training_viz.read_logs(str(tmp_path))
     assert curves["loss"] == [(1, 9.0), (2, 4.5), (3, 3.0)]
     assert training_viz.by_mask_rate(curves) == ("held-out text", [(1.0, [(3, 3.5)])])
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(log)}\n" for log in logs), encoding="utf-8")
+    assert training_viz.read_logs(str(tmp_path / "log.jsonl")) == training_viz.read_logs(str(tmp_path)) == curves
     del curves["eval_loss_mask_rate_1.0"]
     assert [rate for rate, _ in training_viz.by_mask_rate(curves)[1]] == [0.5, 1.0]
     assert training_viz.main([str(tmp_path), "--output", str(tmp_path / "t.png")]) == 0
@@ -56,7 +58,11 @@ def test_a_training_is_drawn_from_its_logs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(None, "there is no trainer_state.json"), ("{}", "no logs"), ('{"log_history": []}', "no loss was logged")],
+    [
+        (None, "there is no log.jsonl and no trainer_state.json"),
+        ("{}", "no logs"),
+        ('{"log_history": []}', "no loss was logged"),
+    ],
 )
 def test_logs_that_are_none_are_named(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:

@@ -33,9 +33,8 @@ PREFIXES = ["Once upon a time", ""]
 USER = "canaryuser"
 
 PUBLISHER = f"""
-import contextlib, io, json, sys
+import contextlib, io, json, os, sys
 from diffusion_mlm.cli import main
-
 
 found = {{"status": {{}}, "said": {{}}}}
 def run(name, *argv):
@@ -68,6 +67,19 @@ model, tokenizer = AutoModelForMaskedLM.from_pretrained("{WRITER}"), AutoTokeniz
 config = DiffusionGenerationConfig.from_pretrained("{WRITER}")
 texts = generate(model, tokenizer, prefixes, config, **settings).texts
 found["generate"] = [texts[:2], texts[2:]]
+
+from transformers import pipeline
+first = pipeline("text-diffusion", model="{WRITER}", revision="first", trust_remote_code=True)
+token = os.environ.pop("HF_TOKEN")
+where = {{"revision": "first", "cache_dir": f"{{work}}/cache"}}
+again = TextDiffusionPipeline.from_pretrained("{WRITER}", token=token, **where)
+found["first"] = [pipe.model.lm_head.bias.tolist() for pipe in (first, again)]
+found["refused"] = []
+for options in ({{"revision": "second", "token": token}}, {{"revision": "first", "cache_dir": f"{{work}}/other"}}):
+    try:
+        TextDiffusionPipeline.from_pretrained("{WRITER}", **options)
+    except Exception as error:
+        found["refused"].append(f"{{type(error).__name__}}: {{error}}")
 json.dump(found, sys.__stdout__)
 """
 
@@ -142,7 +154,12 @@ def hub():
     with LoopbackHub().serving() as hub:
         hub.faults.append(Fault("POST", "/me/refused/commit/", 403, times=9))
         hub.faults.append(Fault("POST", "/me/cut/commit/", 403, times=9))
+        hub.faults.append(Fault("POST", f"/{SHOWN}/preupload/", before=lambda: tag_first_push(hub.repository(WRITER))))
         yield hub
+
+
+def tag_first_push(repository):
+    repository.tags["first"] = repository.commits[1]
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +225,22 @@ def test_all_ways_of_loading_write_the_same_text(publisher, reader):
     assert reader[1]["module"].startswith("transformers_modules.")
     assert len({text for texts in found["pipeline"] for text in texts}) > 1
     assert all(text.startswith("Once upon a time") for text in found["pipeline"][0])
+
+
+def test_a_revision_is_loaded_with_a_token_and_into_a_cache_that_is_named(hub, publisher):
+    work, found = publisher
+    repository = hub.repository(WRITER)
+    bias = load(repository.commits[1].files["model.safetensors"])["lm_head.bias"].tolist()
+    assert bias != load(repository.head.files["model.safetensors"])["lm_head.bias"].tolist()
+    assert found["first"] == [bias, bias]
+    read = f"/{WRITER}/resolve/{repository.commits[1].sha}/generation_config.json"
+    assert any(request == f"GET {read}" for request in hub.requests), "settings are those of the revision"
+    assert (work / "cache" / "models--me--writer" / "refs" / "first").is_file()
+    unknown, nobody = found["refused"]
+    assert (
+        unknown.startswith("HubUnavailableError: `name_or_path` is 'me/writer'") and "no revision 'second'" in unknown
+    )
+    assert nobody.startswith(("HubUnavailableError", "NotAllowedError")) and not (work / "other").exists()
 
 
 def test_transformers_alone_reads_the_settings_and_fills_masks(hub, reader):

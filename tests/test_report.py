@@ -1,5 +1,6 @@
 """The report of several checkpoints: figures that do not depend on one another, samples beside real text, JSON."""
 
+import copy
 import json
 import re
 import sys
@@ -156,6 +157,22 @@ def test_greedy_samples_are_flagged_in_the_report(models):
     warning = "greedy: 3 of 4 samples are the same as an earlier one"
     assert any(text.startswith(warning) for text in found.warnings)
     assert f"* {warning}" in report_markdown(found)
+
+
+def test_a_generator_in_blocks_is_measured_and_steps_too_few_for_them_are_refused_before_anything_else(models):
+    blocks = copy.deepcopy(models["one"][0])
+    blocks.generation_config = DiffusionGenerationConfig(max_new_tokens=8, block_length=2)
+    checkpoints, seen = {"blocks": (blocks, TOKENIZER)}, []
+    with pytest.raises(ValueError, match="`steps` is 3, but 8 tokens in blocks of 2 need at least 4"):
+        evaluation_report(
+            checkpoints,
+            STORIES,
+            ReportOptions(draws=1, num_samples=2, steps=[4, 3]),
+            progress=lambda *of: seen.append(of),
+        )
+    assert not seen
+    (found,) = evaluation_report(checkpoints, STORIES, ReportOptions(draws=1, num_samples=2, steps=[4])).checkpoints
+    assert sorted(point["forwards_per_text"] for point in found.samples["by_steps"]) == [4, 8]
 
 
 def test_a_good_generator_of_stories_is_seen_to_be_good():

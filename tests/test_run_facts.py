@@ -6,9 +6,15 @@ import pytest
 import torch
 from datasets import Dataset, IterableDataset
 
-from diffusion_mlm import DiffusionTrainingArguments, story_language
+from diffusion_mlm import (
+    DataCollatorForMaskedDiffusion,
+    DiffusionTrainer,
+    DiffusionTrainingArguments,
+    story_language,
+)
 from diffusion_mlm.cli.train_arguments import TrainCommandArguments
 from diffusion_mlm.corruption import ForwardProcess
+from diffusion_mlm.modeling import build_model, preset_config
 from diffusion_mlm.run_facts import _HARMLESS, _spread, data_digest, differences, masking_words, run_facts
 
 ROWS = [{"input_ids": [0, 10 + row, 20 + row, 2][: 2 + row % 3]} for row in range(40)]
@@ -99,3 +105,19 @@ def test_a_density_is_known_by_its_values_and_not_by_where_it_lies():
 
     assert words(lambda u: u + 1) == words(lambda u: 1 + u) != words(lambda u: u + 2)
     assert "rate_distribution='uniform'" in words("uniform")
+
+
+def test_weights_of_a_collator_are_known_by_their_values_and_functions_by_their_name(tmp_path):
+    def words(weights):
+        collator = DataCollatorForMaskedDiffusion(story_language.tokenizer(), token_weights=weights)
+        args = DiffusionTrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True)
+        model = build_model(preset_config("roberta-tiny", collator.tokenizer), seed=0)
+        return DiffusionTrainer(model, args, data_collator=collator, train_dataset=ROWS).run_facts()["masking process"]
+
+    def doubled(ids):
+        return torch.full(ids.shape, 2.0)
+
+    ones = torch.ones(len(story_language.tokenizer()))
+    assert words(ones) == words(ones.clone()) != words(2 * ones)
+    assert ".doubled, end token" in words(doubled)
+    assert "token weights" not in words(None)

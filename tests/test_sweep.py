@@ -138,7 +138,7 @@ def test_too_few_steps_for_the_blocks_are_known_with_the_length() -> None:
     assert settings_grid(values).num_impossible == 0
     assert settings_grid(values, num_new=5).num_impossible == 1
     assert settings_grid(values, num_new=4).num_impossible == 0
-    with pytest.raises(ValueError, match="`steps` 2 is in no possible .* 5 tokens in blocks of 2 need 3"):
+    with pytest.raises(ValueError, match="`steps` 2 is in no possible .* 5 tokens in blocks of 2 need at least 3"):
         settings_grid({"steps": [2, 8], "block_length": [2]}, num_new=5)
 
 

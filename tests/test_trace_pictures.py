@@ -6,8 +6,10 @@ from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.font_manager import fontManager
 from PIL import Image
 
+from diffusion_mlm.visualization import fonts
 from diffusion_mlm.visualization.colours import BAR, BLUE, ORANGE, rgb
 from diffusion_mlm.visualization.picture import (
     MARGIN,
@@ -70,8 +72,38 @@ def test_hostile_text_is_drawn_and_the_drawing_is_xml() -> None:
         assert animation.n_frames == len(sample.steps) + 1
 
 
-def test_characters_that_the_font_lacks_are_counted() -> None:
-    assert Page(make_sample([" 日本 x"]), has_ends=True).num_missing() == 2
+@pytest.fixture
+def fonts_of_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if nothing but what comes with matplotlib were installed."""
+    ours = [font for font in fontManager.ttflist if "mpl-data" in font.fname]
+    monkeypatch.setattr(fontManager, "ttflist", ours)
+    for function in (fonts._best_family, fonts._say_missing):
+        function.cache_clear()
+
+
+def test_a_font_that_has_all_characters_is_chosen(fonts_of_matplotlib: None, caplog: pytest.LogCaptureFixture) -> None:
+    assert Page(make_sample([" cat"]), has_ends=True).family == "DejaVu Sans"
+    other = next(c for c in map(chr, range(0x2000, 0x3000)) if fonts.missing_characters(c) and not _lacks_stix(c))
+    page = Page(make_sample([f" x{other}"]), has_ends=True)
+    assert page.family != "DejaVu Sans" and not fonts.missing_characters(page.sample.text, page.family)
+    assert f'font-family="{page.family}, DejaVu Sans, Verdana' in make_svg(page.sample)
+    assert not caplog.messages
+
+
+def test_characters_that_no_font_has_are_named_once(
+    fonts_of_matplotlib: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    sample = make_sample([" 日本 x\x1b日"])
+    make_gif(sample)
+    make_png(sample)
+    (said,) = caplog.messages
+    assert (
+        said.startswith("No installed font has 日 本: boxes are drawn instead. Install") and "fonts-noto-cjk" in said
+    )
+
+
+def _lacks_stix(character: str) -> bool:
+    return bool(fonts.missing_characters(character, "STIXGeneral"))
 
 
 def test_a_text_too_long_for_a_picture_is_refused() -> None:

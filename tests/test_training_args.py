@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from diffusion_mlm import DiffusionTrainingArguments
+from diffusion_mlm.cli import main
 from diffusion_mlm.corruption import ForwardProcess
 
 BAD_VALUES = [
@@ -135,6 +136,34 @@ def test_fsdp_is_read_from_a_file_as_from_the_command_line(tmp_path, written, me
     assert (args.fsdp_plugin_args or {}).get("fsdp_version") == (2 if meant else None)
 
 
-def test_several_trackers_are_one_word_on_the_command_line(tmp_path):
+@pytest.fixture
+def installed(monkeypatch):
+    """The packages that are found; none, unless a test adds some."""
+    names = set()
+    monkeypatch.setattr("diffusion_mlm.trackers.find_spec", lambda name: name if name in names else None)
+    return names
+
+
+def test_several_trackers_are_one_word_on_the_command_line(tmp_path, installed):
+    installed |= {"tensorboardX", "trackio"}
     args = DiffusionTrainingArguments(str(tmp_path), use_cpu=True, report_to="tensorboard,trackio")
     assert args.report_to == ["tensorboard", "trackio"]
+
+
+@pytest.mark.parametrize(
+    "tracker, remedy",
+    [
+        ("tensorboard", "the package tensorboard is not installed: pip install 'diffusion-mlm[track]'."),
+        ("trackio", "the package trackio is not installed: pip install 'diffusion-mlm[track]'."),
+        ("wandb", "the package wandb is not installed: pip install wandb."),
+        ("comet_ml", "the package comet_ml is not installed: pip install comet-ml."),
+        ("tensorbord", "which is no tracker: choose of "),
+    ],
+)
+def test_a_tracker_that_is_not_there_is_refused_at_once(tmp_path, installed, capsys, tracker, remedy):
+    with pytest.raises(ValueError) as raised:
+        DiffusionTrainingArguments(str(tmp_path), use_cpu=True, report_to=[tracker])
+    assert str(raised.value).startswith(f"`report_to` is {tracker!r}, ") and remedy in str(raised.value)
+    assert main(["train", "--report-to", tracker, "--use-cpu", "true", "--output-dir", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == f"diffusion-mlm: {raised.value}\n"
+    assert not (tmp_path / "run").exists()

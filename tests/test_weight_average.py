@@ -1,6 +1,7 @@
 """The running mean of the weights: the recursion by hand, where it is used, and that resuming changes no bit of it."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -109,6 +110,20 @@ def test_averaging_changes_no_weight_of_the_run_itself(tmp_path):
     assert all(torch.equal(digests[0][name], digests[1][name]) for name in digests[0])
 
 
+def test_a_run_that_goes_on_from_a_checkpoint_without_a_mean_begins_one_and_says_so_once(tmp_path, caplog):
+    settings = {"per_device_train_batch_size": 8, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, **settings).train()
+    keep = KeepWeights()
+    recipe = {"ema_decay": DECAY, "rate_distribution": "importance", "allow_inexact_resume": True}
+    trainer = make_trainer(tmp_path, callbacks=[keep], **settings, **recipe)
+    with caplog.at_level(logging.WARNING, "diffusion_mlm"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert len(keep.steps) == 2
+    assert_close(trainer.model.state_dict(), mean_by_hand(keep.steps))
+    said = [text for text in caplog.messages if "was saved without" in text]
+    assert len(said) == 1 and said[0].endswith("without `ema_decay`, `rate_distribution`, which begins anew here.")
+
+
 def test_weights_come_back_bit_for_bit_also_after_an_error():
     model = tiny_model()
     average = WeightAverage(model, DECAY)
@@ -165,6 +180,14 @@ def test_patience_is_remembered_by_a_checkpoint(tmp_path):
     stopping_run(tmp_path / "stopped", callbacks=[StopAt(at)])
     _, resumed = stopping_run(tmp_path / "stopped", resume_from=str(tmp_path / "stopped" / f"checkpoint-{at}"))
     assert resumed == unbroken
+
+
+def test_the_best_model_of_before_an_inexact_resume_comes_back_without_a_mean(tmp_path):
+    _, bounds = stopping_run(tmp_path, callbacks=[StopAt(2)])
+    checkpoint = str(tmp_path / "checkpoint-2")
+    trainer, bounds = stopping_run(tmp_path, checkpoint, ema_decay=DECAY, allow_inexact_resume=True)
+    assert bounds.index(min(bounds)) < 2 and len(bounds) > 2
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(bounds), abs=1e-6)
 
 
 def arguments(tmp_path, **settings):

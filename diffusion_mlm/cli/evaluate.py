@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ..data_report import DataReport
     from ..evaluation.likelihood_report import Estimate, LikelihoodReport
 
-# As in `evaluation.text_likelihood`, `packing`, `text_files`, `schedules` and `trajectory`: --help is quick.
+# As in `evaluation.text_likelihood`, `packing`, `file_format`, `schedules` and `trajectory`: --help is quick.
 ESTIMATORS = ("curve", "steps", "chain", "importance")
 PACKINGS = ("packed", "one_per_row")
 TEXT_UNITS = ("line", "paragraph", "file")

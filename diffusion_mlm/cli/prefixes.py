@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..text_files import FileFormat, FileScan, file_kind, read_numbered, scan_file
+from ..file_format import FileFormat, file_kind
+from ..text_files import FileScan, read_numbered, scan_file
 
 
 @dataclass(frozen=True)

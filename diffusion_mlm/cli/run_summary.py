@@ -17,7 +17,6 @@ def write_summary(
     path: Path, trainer: DiffusionTrainer, metrics: dict[str, float], report: DataReport
 ) -> dict[str, Any]:
     """Writes what was trained on what, for how long, and how well, as strict JSON; returns it."""
-    seconds = next((log["train_runtime"] for log in trainer.state.log_history if "train_runtime" in log), None)
     summary = {
         "source": trainer.card_facts.get("source"),
         "parameters": merged_size(trainer.model),
@@ -25,7 +24,7 @@ def write_summary(
         "rows_per_step": trainer.args.train_batch_size
         * trainer.args.gradient_accumulation_steps
         * trainer.args.world_size,
-        "train_seconds": seconds,
+        "train_seconds": round(trainer.train_seconds, 3),
         "train_tokens": report.num_tokens,
         "training_text": str(report),
         "nelbo_nats_per_token": metrics.get("eval_loss"),

@@ -42,7 +42,8 @@ def run(argv: list[str]) -> int:
     if args.picture:
         require_matplotlib("--picture")
     # 1. Everything that can be known is checked before anything heavy is loaded.
-    base = _base(args, saved_generation_config(checkpoint))
+    saved = saved_generation_config(checkpoint)
+    base = _base(args, saved)
     settings_grid(args.values(), args.presets(), base)
     presets = {name: PRESETS[name] for name in args.presets()}  # what a name stands for may change
     asked = {"presets": presets, "values": args.values(), "prefixes": args.prefix, "seed": args.seed}
@@ -58,6 +59,8 @@ def run(argv: list[str]) -> int:
     grid = settings_grid(args.values(), args.presets(), base, num_new)
     for settings in grid.settings:  # what only the vocabulary can refuse
         resolve_config(model, config_of(settings, base), {})
+        if args.write_best:
+            _require_possible_at_own_length(model, tokenizer, args.prefix, config_of(settings, saved))
     quality, judged_by = _quality(args, model, tokenizer, num_tokens)
     record.claim({**known, **judged_by, **_digests(args, model, tokenizer, base)}, args.overwrite_output)
     _say(grid, args)
@@ -185,6 +188,21 @@ def _lengths(
     places = [text.next_window()[1] for text in texts]
     num_tokens = max(len(text.prefix_ids) - text.num_start + text.num_new for text in texts)
     return max(place.stop - place.start for place in places), num_tokens
+
+
+def _require_possible_at_own_length(
+    model: "nn.Module", tokenizer: "PreTrainedTokenizerBase", prefixes: Sequence[str], own: "DiffusionGenerationConfig"
+) -> None:
+    """Raises ValueError if a setting that may be the best could not be the default of the checkpoint."""
+    from ..continuation import make_continuations
+
+    try:
+        make_continuations(model, tokenizer, list(prefixes), own.updated(num_return_sequences=1), seed=0)
+    except ValueError as error:
+        raise ValueError(
+            f"`--write-best` may have to write a setting that is impossible at the checkpoint's own length, without "
+            f"`--max-new-tokens`: {error}"
+        ) from error
 
 
 def _quality(

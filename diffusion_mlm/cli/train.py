@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from transformers.utils import logging as transformers_logging
 
 from .. import __version__, story_language
-from ..callbacks import LogFileCallback, LogLineCallback, SampleTextCallback
+from ..callbacks import LastEvaluationCallback, LogFileCallback, LogLineCallback, SampleTextCallback
 from ..checkpoints import STORIES_MLM
 from ..data import (
     DataReport,
@@ -131,13 +131,14 @@ def _train(
     if eval_rows is None:
         args.eval_strategy = "no"
     samples = SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)
+    last = LastEvaluationCallback()
     trainer = DiffusionTrainer(
         model,
         args,
         processing_class=tokenizer,
         train_dataset=train_rows,
         eval_dataset=eval_rows,
-        callbacks=[samples, LogFileCallback(final_directory.with_name("log.jsonl"))],
+        callbacks=[samples, last, LogFileCallback(final_directory.with_name("log.jsonl"))],
     )
     trainer.card_facts = {"source": source_facts(model_args, data_args, args), "training_text": str(report)}
     samples.log = trainer.log
@@ -146,7 +147,9 @@ def _train(
     trainer.add_callback(LogLineCallback)
     trainer.train(resume_from_checkpoint=resume_from)
     save_final(trainer, tokenizer, generation_config, final_directory)  # before the evaluation, which may take long
-    metrics = trainer.evaluate() if eval_rows is not None else {}
+    metrics = {}
+    if eval_rows is not None:
+        metrics = last.of_the_end(args, trainer.state) or trainer.evaluate()
     if metrics:
         line = f"likelihood bound: {metrics['eval_loss']:.4f} nats per token on held-out text"
         if data_args.is_stories:

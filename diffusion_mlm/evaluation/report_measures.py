@@ -243,7 +243,8 @@ class _Report:
 
         if name in self.causal:
             return self.samples.of_checkpoint(causally, ())
-        write_by_diffusion(model, tokenizer, 1, steps=1, **common)  # prepares the kernels, so that times compare
+        fewest = min(options.steps, default=None)
+        write_by_diffusion(model, tokenizer, 1, steps=fewest, **common)  # prepares the kernels, so that times compare
         return self.samples.of_checkpoint(by_diffusion, options.steps)
 
     def _exact_value(self) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..generation import generate_each
 from ..generation_config import DiffusionGenerationConfig
+from ..reveal_plan import require_steps_for_blocks
 
 Settings = dict[str, Any]  # of `DiffusionGenerationConfig`; what is left out is as in the preset `default`
 
@@ -118,7 +119,7 @@ def settings_grid(
         settings = {name: value for name, value in combination.items() if value is not None}
         try:
             config = config_of(settings, base)
-            _require_steps_for_blocks(config, num_new)
+            require_steps_for_blocks(config.steps, num_new or 0, config.to_block_length())
         except ValueError as error:
             num_impossible += 1
             for item in combination.items():
@@ -144,14 +145,6 @@ def config_of(settings: Settings, base: DiffusionGenerationConfig | None = None)
     """
     base = DiffusionGenerationConfig() if base is None else base
     return base.updated(**{"preset": "default", **settings})
-
-
-def _require_steps_for_blocks(config: DiffusionGenerationConfig, num_new: int | None) -> None:
-    length = config.to_block_length()
-    if num_new is not None and length is not None and config.steps is not None and config.steps * length < num_new:
-        raise ValueError(
-            f"`steps` is {config.steps}, but {num_new} tokens in blocks of {length} need {-(-num_new // length)}."
-        )
 
 
 def _effect(config: DiffusionGenerationConfig, num_new: int | None) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .colours import BAR, BLUE, INK, ORANGE, PALE_INK, RAMP, RULE, Colour, blend, code, ink_on, ramp_colour, rgb
+from .fonts import DEFAULT, font_family, font_file
 from .trace import Cell, Frame, TraceSample
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Page:
                 f"The text has {len(sample.text):,} characters, too many for a picture: use `--html` instead."
             )
         self.sample = sample
+        self.family = font_family(sample.text)
         self._fonts: dict[tuple[float, bool], FreeTypeFont] = {}
         self.words = split_given(sample.last_frame())
         self.boxes = self._set(self.words)
@@ -57,25 +59,14 @@ class Page:
         self.height = round(max(bottom, _HEAD) + _FOOT)
 
     def font(self, size: float, bold: bool = False) -> "FreeTypeFont":
-        """DejaVu Sans, which comes with matplotlib."""
-        from matplotlib.font_manager import FontProperties, findfont
         from PIL import ImageFont
 
         if (size, bold) not in self._fonts:
-            path = findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
-            self._fonts[size, bold] = ImageFont.truetype(path, size)
+            self._fonts[size, bold] = ImageFont.truetype(font_file(self.family, bold), size)
         return self._fonts[size, bold]
 
     def width_of(self, text: str, size: float = FONT_SIZE, bold: bool = False) -> float:
         return float(self.font(size, bold).getlength(text))
-
-    def num_missing(self) -> int:
-        """Characters that the font lacks: boxes stand for them."""
-        from matplotlib.font_manager import FontProperties, findfont
-        from matplotlib.ft2font import FT2Font
-
-        known = FT2Font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
-        return sum(ord(c) not in known for c in self.sample.text if not c.isspace())
 
     def _set(self, words: Frame) -> list[Box]:
         """Sets words in lines that break at spaces; a word wider than a line stands alone."""
@@ -218,9 +209,10 @@ def make_svg(sample: TraceSample, title: str = "Which words came first") -> str:
     page = Page(sample, has_ends=False)
     canvas = _Drawing()
     _paint_still(page, canvas, title)
+    families = ", ".join(dict.fromkeys([page.family, DEFAULT, "Verdana", "sans-serif"]))
     size = f'width="{WIDTH}" height="{page.height}" viewBox="0 0 {WIDTH} {page.height}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="DejaVu Sans, Verdana, sans-serif">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" font-family="{families}">'
         f"<title>{_escaped(title)}</title><desc>{_escaped(sample.text)}</desc>{''.join(canvas.parts)}</svg>\n"
     )
 
