@@ -50,8 +50,8 @@ class DataCollatorForMaskedDiffusion:
     Args:
         tokenizer: needs a mask token and a padding token.
         schedule, masking, levels, levels_per, prefix_length, no_prefix_share, span_length, rate_distribution,
-            rate_parameters, max_mask_rate, stratified_times, token_weights: see `corruption.ForwardProcess`. The rate distribution `importance` learns
-            from the loss and so needs `DiffusionTrainer`.
+            rate_parameters, max_mask_rate, stratified_times, token_weights: see `corruption.ForwardProcess`. The rate
+            distribution `importance` learns from the loss and so needs `DiffusionTrainer`.
         mask_end_token (`bool`): treat `</s>` as a real token, so that the model learns where text ends; right for rows
             that hold one text filled with `</s>`, wrong for packed blocks.
         random_length_share (`float`): share of the rows that are cut to a random length, see `row_lengths.cut_rows`.

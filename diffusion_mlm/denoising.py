@@ -82,8 +82,9 @@ def denoise(
         sampling (`Sampling`): how a token is chosen.
         steps, schedule, reveal_counts, block_length, steps_per_token: the plan, see `reveal_plan.make_plan`.
         reveal (`str`): `"planned"`, or `"ancestral"`: each masked position is revealed with the same chance,
-            independently of the others, see `reveal_plan.ancestral_plan`. With the order `random` this is the ancestral
-            sampling of MDLM (arXiv:2406.07524, eq. 7); with another the surest of as many positions are revealed.
+            independently of the others, see `reveal_plan.ancestral_plan`. With the order `random` this is the
+            ancestral sampling of MDLM (arXiv:2406.07524, eq. 7); with another one, the surest of as many positions
+            are revealed.
         adaptive (`AdaptiveCount`, *optional*): reveals as many as the model is sure of; with `steps` at least as many
             as are planned, so that `steps` is the most that a row can take.
         order (`str`): which positions go first, one of `ORDERS`.
@@ -158,7 +159,9 @@ def denoise(
             "A `constraint` needs places before tokens: `order_from='distribution'`, no `low_confidence`."
         )
     if constraint is not None and final_pass:
-        raise ValueError("`final_pass` would predict every token anew, whatever the `constraint`: leave one of them out.")
+        raise ValueError(
+            "`final_pass` would predict every token anew, whatever the `constraint`: leave one of them out."
+        )
     of_plan: dict[str, Any] = {"steps": steps, "schedule": get_schedule(schedule), "steps_per_token": steps_per_token}
     if reveal == "ancestral":
         if reveal_counts is not None:
@@ -242,7 +245,9 @@ def require_repetition(repetition: Repetition, order_from: str, remask: str) -> 
         )
 
 
-def require_reveal(reveal: str, remasking: Remasking, adaptive: AdaptiveCount | None, block_length: int | None) -> None:
+def require_reveal(
+    reveal: str, remasking: Remasking, adaptive: AdaptiveCount | None, block_length: int | None
+) -> None:
     """Raises ValueError for an unknown `reveal`, or if something else decides how many positions a step reveals."""
     if reveal not in REVEALS:
         raise ValueError(f"`reveal` must be one of {', '.join(REVEALS)}, got {reveal!r}.")

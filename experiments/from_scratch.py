@@ -7,18 +7,17 @@
     python experiments/from_scratch.py --table                                  # the table of all that was run
 
 The recipes are `bpe_rope`, `minimal_mdm`, `char_mercury` and `roberta_guide` (`experiments/recipes/from_scratch/`).
-All settings of a recipe are trained on as many tokens of the same text, Tiny Shakespeare if it is given as a file or by
-its address, else the built-in stories. The last tenth of a file is held out. Of every run there are: the loss before
-training beside the logarithm of the vocabulary; the likelihood bound of the held-out text in nats per token and bits per
-byte, with 95 % intervals over rows; the loss by mask rate; texts, with the share of their words that the training text
-holds. Each run is a file under `results/from_scratch/`; together they are `results/from_scratch.json`, and its table is
-`results/from_scratch.md`.
+All settings of a recipe are trained on as many tokens of the same text, Tiny Shakespeare if it is given as a file or
+by its address, else the built-in stories. The last tenth of a file is held out. Of every run there are: the loss
+before training beside the logarithm of the vocabulary; the likelihood bound of the held-out text in nats per token and
+bits per byte, with 95 % intervals over rows; the loss by mask rate; texts, with the share of their words that the
+training text holds. Each run is a file under `results/from_scratch/`; together they are `results/from_scratch.json`,
+and its table is `results/from_scratch.md`.
 
-`--max-seconds` is for a machine that is lent by the minute: the speed of each setting is measured, and all of them make
-as many steps as the slowest can in its share of the time, with the learning rate fitted to them.
+`--max-seconds` is for a machine that is lent by the minute: the speed of each setting is measured, and all of them
+make as many steps as the slowest can in its share of the time, with the learning rate fitted to them.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,7 +105,9 @@ def prepare(recipe: Recipe, args: FromScratchArguments, seed: int) -> list[Train
         text = Text.of_stories(number, separate="preset" not in arms[0].options)
     else:
         text = Text.of_file(args.train_file)
-    return [Training.prepare(arm, text, args.directory / args.name_of(arm, seed), seed, args.report_to) for arm in arms]
+    return [
+        Training.prepare(arm, text, args.directory / args.name_of(arm, seed), seed, args.report_to) for arm in arms
+    ]
 
 
 def run_arm(training: Training, recipe: Recipe, steps: int, stop_after: float | None, args: Any) -> dict[str, Any]:
@@ -158,12 +159,9 @@ def run_recipe(recipe: Recipe, args: FromScratchArguments, seed: int, seconds: f
     for training in trainings:
         row = run_arm(training, recipe, steps, stop_after, args)
         shares = [f"{name} {of['known_words'] or 0:.0%}" for name, of in row["samples"].items()]
-        print(
-            f"{training.directory.name}: {row['bound']['nats_per_token']:.4f} nats per token after "
-            f"{row['training']['steps']} steps in {row['training']['seconds']:.0f} s; known words: {', '.join(shares)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        done = f"after {row['training']['steps']} steps in {row['training']['seconds']:.0f} s"
+        bound = f"{row['bound']['nats_per_token']:.4f} nats per token {done}"
+        print(f"{training.directory.name}: {bound}; known words: {', '.join(shares)}", file=sys.stderr, flush=True)
 
 
 def main(argv: list[str]) -> int:

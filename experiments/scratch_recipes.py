@@ -2,8 +2,8 @@
 
 A recipe is a YAML file with
 
-* `system`, `source`, `reported`, `differs`: what it is, where it comes from, what its authors report, and what of it is
-  not reproduced;
+* `system`, `source`, `reported`, `differs`: what it is, where it comes from, what its authors report, and what of it
+  is not reproduced;
 * `options`, `sizes`, `settings`: options of `train.py`, those of a size going over those of all, those of a setting
   (`theirs`, `ours`) over both;
 * in each setting `generation`: settings of `generate`, one or several, each with a name.

@@ -29,7 +29,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def collect(output: Path) -> str:
-    """Puts the runs beside `output` into it, and their table into a file of that name in Markdown; returns the table."""
+    """Puts the runs beside `output` into it, and their table into a Markdown file of that name; returns the table."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.with_suffix("").glob("*.json"))]
     rows = [row for row in found if "bound" in row]  # the others are being made, or were cut short
     lean = [{name: value for name, value in row.items() if name not in _NOT_COLLECTED} for row in rows]
@@ -63,7 +63,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
                 " / ".join(filter(None, (_words(theirs), _words(ours)))),
                 " / ".join(dict.fromkeys(f"{row['parameters']:,}" for row in both)),
                 " / ".join(dict.fromkeys(f"{row['training']['tokens']:,}" for row in both)),
-                " / ".join(f"{_mean(row['training']['seconds'] for row in part) / 60:.1f}" for part in (theirs, ours) if part),
+                " / ".join(
+                    f"{_mean(row['training']['seconds'] for row in part) / 60:.1f}" for part in (theirs, ours) if part
+                ),
                 ", ".join(dict.fromkeys(row["machine"] for row in both)),
             ]
             lines.append("| " + " | ".join(cells) + " |")
@@ -138,7 +140,8 @@ def _checks(rows: Sequence[Row]) -> list[str]:
         f"Loss before training within 2 % of the logarithm of the vocabulary: {len(scratch) - len(first)} of "
         f"{len(scratch)} runs from scratch" + _named(first) + ".",
         f"Loss rises with the mask rate, from tenth to tenth: {len(rows) - len(rising)} of {len(rows)} runs"
-        + _named(rising) + ".",
+        + _named(rising)
+        + ".",
     ]
     if real:
         found.append(f"Words of held-out text that the training text holds: {', '.join(sorted(real))}.")

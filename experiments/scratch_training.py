@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from scratch_recipes import Arm
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainerCallback
 
@@ -19,8 +20,6 @@ from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.cli.train import make_model, make_rows, save_final, show_progress, training_facts
 from diffusion_mlm.cli.train_arguments import DataArguments, ModelArguments, TrainCommandArguments
 from diffusion_mlm.tokenization import boundary_token_ids, encode_text
-
-from scratch_recipes import Arm
 
 HELD_OUT_SHARE = 0.1
 _STORY_SEED, _HELD_OUT_SEED, _HELD_OUT_STORIES = 1, 2, 512  # as in `diffusion-mlm train`
@@ -127,9 +126,7 @@ class Training:
         args.mask_end_token = separate
         model.config.diffusion = training_facts(args, max_length)
         packing["max_length"] = max_length
-        return cls(
-            arm, text, directory, seed, report_to, model, tokenizer, args, rows, max_length, packing, tokens
-        )
+        return cls(arm, text, directory, seed, report_to, model, tokenizer, args, rows, max_length, packing, tokens)
 
     @property
     def tokens_per_step(self) -> int:

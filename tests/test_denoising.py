@@ -746,7 +746,7 @@ def test_independent_positions_leave_ends_to_the_last_if_asked():
     assert len(firsts[True]) == 1 and firsts[True][0] < 4
 
 
-# --- the pass at t = 0, and ancestral reveals --------------------------------------------------------------------------
+# --- the pass at t = 0, and ancestral reveals ------------------------------------------------------------------------
 
 
 @quietly

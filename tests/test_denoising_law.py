@@ -112,7 +112,7 @@ def test_a_low_temperature_is_noticed():
     assert not is_drawn_from(TRUTH, texts)
 
 
-# --- ancestral sampling ------------------------------------------------------------------------------------------------
+# --- ancestral sampling ----------------------------------------------------------------------------------------------
 
 
 def test_ancestral_sampling_has_the_law_of_independent_reveals():

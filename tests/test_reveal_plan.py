@@ -93,7 +93,7 @@ def test_impossible_plans_are_refused(settings, message):
         plan_of([6], **settings)
 
 
-# --- ancestral ---------------------------------------------------------------------------------------------------------
+# --- ancestral -------------------------------------------------------------------------------------------------------
 
 
 def test_an_ancestral_step_reveals_each_mask_with_probability_1_minus_s_over_t():
