@@ -56,8 +56,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "simple": {"objective": "simple"},
     "full": {"objective": "full"},
     "cosine": {"schedule": "cosine"},
-    "batch_16": {"batch_size": 16},
-    "batch_128": {"batch_size": 128},
+    "batch_16": {"per_device_train_batch_size": 16},
+    "batch_128": {"per_device_train_batch_size": 128},
 }
 WRITING_STEPS = (10, 20, 40, 80, 150, 300)
 REMASKING = ("none", "remdm_conf", "low_confidence")
@@ -102,7 +102,8 @@ class StudyArguments:
         return Path(self.output).with_suffix("")
 
     def arm(self, name: str) -> Arm:
-        common = {"preset": self.preset, "max_length": self.max_length, "batch_size": self.batch_size}
+        common: dict[str, Any] = {"preset": self.preset, "max_length": self.max_length}
+        common["per_device_train_batch_size"] = self.batch_size
         if not self.preset.startswith("modern-"):
             common["qk_norm"] = None
         return Arm("study", "equal", name, {**BASE, **common, **ARMS[name]}, LOW_RATES, {"default": {}}, None)

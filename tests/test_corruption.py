@@ -181,7 +181,7 @@ def test_a_highest_mask_rate_clips_the_schedule_and_its_slope():
     t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
     (rate, weight), (clipped, slope) = whole.mask_rate_and_weight(t), cut.mask_rate_and_weight(t)
     assert torch.equal(clipped, rate.clamp(max=0.999)) and clipped[-1] == 0.999
-    assert torch.equal(slope, torch.where(rate > 0.999, 0, weight)) and (slope == 0).sum() == 2
+    assert torch.equal(slope, torch.where(rate > 0.999, 0, weight)) and (slope == 0).sum() == 3
 
 
 def test_random_prefixes_are_absent_in_the_asked_share_and_else_uniform_up_to_half():

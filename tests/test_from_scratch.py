@@ -145,7 +145,7 @@ source: here
 reported: nothing
 differs: nothing
 options: {preset: modern-tiny, tokenizer: char, num_hidden_layers: 1, num_attention_heads: 2, hidden_size: 16,
-  max_length: 34, prefix_length: 0, batch_size: 4, max_steps: 8, learning_rate: 1e-3}
+  max_length: 34, prefix_length: 0, per_device_train_batch_size: 4, max_steps: 8, learning_rate: 1e-3}
 sizes: {reduced: {}, full: {}}
 settings:
   theirs: {time_conditioning: learned, schedule: survival, stratified_times: false, objective: full,
