@@ -41,7 +41,7 @@ BASE: dict[str, Any] = {
     "prefix_length": 0,
     "objective": "elbo",
     "optim": "muon",
-    "learning_rate": 4e-3,
+    "learning_rate": 5e-3,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.04,
 }

@@ -105,6 +105,7 @@ def run(model: Model, request: dict, **changes: object) -> Iterator[DenoisingSte
 
 
 quietly = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+briefly = settings(quietly, max_examples=50)
 
 
 @quietly
@@ -749,7 +750,7 @@ def test_independent_positions_leave_ends_to_the_last_if_asked():
 # --- the pass at t = 0, and ancestral reveals ------------------------------------------------------------------------
 
 
-@quietly
+@briefly
 @given(requests(), st.sampled_from(MODELS))
 def test_the_final_pass_puts_the_most_probable_word_everywhere_it_filled(request_, model):
     plain = list(run(model, request_))
@@ -785,7 +786,7 @@ def test_the_final_pass_keeps_the_end_of_a_text():
     assert last.canvas.tolist() == [[0, 0, end, end, end, end]]
 
 
-@quietly
+@briefly
 @given(requests(), st.sampled_from(MODELS))
 def test_ancestral_reveals_fill_everything_in_at_most_the_steps_asked_for(request_, model):
     request_ = {**request_, "remask": "none", "reveal": "ancestral"}

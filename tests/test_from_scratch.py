@@ -16,7 +16,7 @@ from diffusion_mlm.corruption import ForwardProcess
 from diffusion_mlm.objectives import objective_sum, objective_units
 from diffusion_mlm.randomness import uniform
 from experiments import from_scratch, from_scratch_study
-from experiments.scratch_measures import known_words, vocabulary
+from experiments.scratch_measures import known_words, rises, vocabulary
 from experiments.scratch_training import Text, Windows
 
 Recipe = from_scratch.Recipe
@@ -55,10 +55,11 @@ def test_every_size_and_setting_is_taken_by_the_parser_of_train(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_settings_train_the_same_encoder_on_as_many_tokens(name: str) -> None:
-    """They differ in how it is trained, and in the table of times that some systems have."""
+    """They differ in how it is trained, in the table of times that some systems have, and in norms of queries and keys,
+    which have next to no parameters."""
     for size in Recipe.read(name).sizes:
         arms = [parsed(name, size, setting, "file", "characters") for setting in ("theirs", "ours")]
-        names = ("preset", "num_hidden_layers", "num_attention_heads", "hidden_size", "qk_norm", "tokenizer")
+        names = ("preset", "num_hidden_layers", "num_attention_heads", "hidden_size", "tokenizer")
         assert len({tuple(getattr(model, of) for of in names) for model, _, _ in arms}) == 1
         assert len({data.max_length for _, data, _ in arms}) == 1
         batches = {(args.per_device_train_batch_size, args.max_steps, args.num_train_epochs) for *_, args in arms}
@@ -127,6 +128,11 @@ def test_the_end_of_a_file_is_held_out_and_every_place_of_the_rest_begins_a_row(
     start, end = story_tokenizer.bos_token_id, story_tokenizer.eos_token_id
     assert len(rows) == 15
     assert rows[14]["input_ids"].tolist() == [start, 24, 25, 26, 27, 28, 29, end]
+
+
+def test_a_loss_rises_if_no_tenth_is_lower_than_the_one_before_but_for_noise() -> None:
+    assert rises([0.5, 1.0, 0.995, 2.0])
+    assert not rises([0.5, 1.0, 0.98, 2.0]) and not rises([1.0, 1.0])
 
 
 def test_words_cut_at_the_ends_of_a_text_do_not_count() -> None:
@@ -221,7 +227,9 @@ def test_a_budget_of_seconds_gives_all_settings_the_same_steps(text_file: Path, 
 
 def test_the_guide_runs_offline_on_the_packaged_model(tmp_path: Path) -> None:
     asked = ["--size", "quick_test", "--settings", "theirs", "--max-steps", "2", "--draws", "1", "--num-samples", "2"]
-    assert from_scratch.main(["roberta_guide", *asked, "--output", str(tmp_path / "a.json")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[from_scratch.Text.__module__], "_HELD_OUT_STORIES", 8)
+        assert from_scratch.main(["roberta_guide", *asked, "--output", str(tmp_path / "a.json")]) == 0
     (row,) = json.loads((tmp_path / "a.json").read_text())["rows"]
     assert row["text"]["name"] == "stories" and row["options"].get("preset") is None
     assert row["bound"]["num_tokens"] > 0 and row["samples"]["guide"]["known_words"] > 0
@@ -245,19 +253,23 @@ def test_impossible_requests_are_refused(words: list[str], message: str) -> None
 # --- the study -------------------------------------------------------------------------------------------------------
 
 
+def run_study(*words: str, **patched: Any) -> None:
+    small = {**from_scratch_study.BASE, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"BASE": small, "WRITING_STEPS": (2, 4), **patched}.items():
+            patch.setattr(from_scratch_study, name, value)
+        assert from_scratch_study.main(list(words)) == 0
+
+
 def test_the_study_compares_arms_on_equal_tokens_and_draws_them(text_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "study.json"
     common = ["--output", str(output), "--train-file", str(text_file), "--draws", "2", "--num-samples", "1"]
-    size = ["--tokens", "600", "--batch-size", "4", "--max-length", "34"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(from_scratch_study, "WRITING_STEPS", (2, 4))
-        small = {**from_scratch_study.BASE, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
-        patch.setattr(from_scratch_study, "BASE", small)
-        assert from_scratch_study.main(["--arms", "base", "batch_16", *common, *size]) == 0
-        assert from_scratch_study.main(["--arms", "bpe_512", *common, *size]) == 0, "others add to what is there"
+    common += ["--tokens", "600", "--batch-size", "4", "--max-length", "34"]
+    run_study("--arms", "bpe_512", *common, draw=lambda runs, target: None)  # others add to what is there
+    run_study("--arms", "base", *common)
     runs = json.loads(output.read_text())["runs"]
-    assert [run["arm"] for run in runs] == ["base", "bpe_512", "batch_16"]
-    assert all(abs(run["training"]["tokens"] - 600) <= 4 * 16 * 32 for run in runs)
+    assert [run["arm"] for run in runs] == ["base", "bpe_512"]
+    assert all(abs(run["training"]["tokens"] - 600) <= 4 * 32 for run in runs)
     base = runs[0]
     assert {(one["settings"]["steps"], one["settings"]["remask"]) for one in base["writing"]} == {
         (steps, remask) for steps in (2, 4) for remask in from_scratch_study.REMASKING
@@ -267,4 +279,4 @@ def test_the_study_compares_arms_on_equal_tokens_and_draws_them(text_file: Path,
     assert bounds[0] == pytest.approx(base["bound"]["nats_per_token"], rel=0.2), "a toy knows little at any step"
     for name in ("bounds", "mask_rates", "writing"):
         assert (tmp_path / f"study_{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert "| batch_16 | 1 |" in output.with_suffix(".md").read_text()
+    assert "| bpe_512 | 1 |" in output.with_suffix(".md").read_text()

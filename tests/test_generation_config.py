@@ -30,7 +30,6 @@ OTHER_THAN_DEFAULT = {
     "defer_end": False,
     "steps_per_token": 1.5,
     "block_length": 16,
-    "final_pass": True,
     "temperature_end": 0.2,
     "typical_p": 0.3,
     "min_p": 0.2,
@@ -89,6 +88,20 @@ def test_saved_settings_come_back(tmp_path_factory: pytest.TempPathFactory, give
     assert values_of(config) == {**DEFAULTS, **given_settings}
     config.save_pretrained(directory)
     assert values_of(DiffusionGenerationConfig.from_pretrained(directory)) == values_of(config)
+
+
+@pytest.mark.parametrize("given_settings", [{"reveal": "ancestral", "order": "random"}, {"final_pass": True}])
+def test_how_ends_and_steps_are_reached_comes_back_too(given_settings: dict[str, Any], tmp_path: Path) -> None:
+    config = DiffusionGenerationConfig(**given_settings)
+    config.save_pretrained(tmp_path)
+    assert values_of(DiffusionGenerationConfig.from_pretrained(tmp_path)) == {**DEFAULTS, **given_settings}
+    assert config.to_block_length() == (None if "reveal" in given_settings else 16)
+
+
+@pytest.mark.parametrize("other", [{"remask": "renoise"}, {"adaptive": "factor"}, {"block_length": 4}])
+def test_chance_and_a_plan_do_not_both_decide_what_a_step_reveals(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`reveal='ancestral'`.*`{next(iter(other))}`"):
+        DiffusionGenerationConfig(reveal="ancestral", **other)
 
 
 def test_plain_generation_config_reads_the_file(tmp_path: Path) -> None:
