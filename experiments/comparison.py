@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 CONFIDENCE = 0.99  # of all intervals: a dozen settings are looked at, and none shall stand out by chance
 REFERENCE_SEED = 1_000_005  # stories that no recipe trains on
 # Okabe and Ito 2008, which colour-blind readers tell apart; the marks tell them apart in grey print.
-COLOURS, MARKS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"), "osD^v"
+COLOURS, MARKS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), "osD^"
 INK, PALE_INK, RULE = "#1a1a1a", "#606060", "#dcdcdc"
 
 

@@ -55,8 +55,7 @@ def test_every_size_and_setting_is_taken_by_the_parser_of_train(name: str) -> No
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_settings_train_the_same_encoder_on_as_many_tokens(name: str) -> None:
-    """They differ in how it is trained, in the table of times that some systems have, and in norms of queries and keys,
-    which have next to no parameters."""
+    """They differ in how it is trained, and in what is small: a table of times, norms of queries and keys."""
     for size in Recipe.read(name).sizes:
         arms = [parsed(name, size, setting, "file", "characters") for setting in ("theirs", "ours")]
         names = ("preset", "num_hidden_layers", "num_attention_heads", "hidden_size", "tokenizer")
