@@ -26,7 +26,8 @@ study() { # SEED ARMS...
     local seed=$1
     shift
     timeout "$seconds" "$python" experiments/from_scratch_study.py --seeds "$seed" --arms "$@" --train-file "$text" \
-        --preset "$preset" --tokens "$tokens" --max-seconds "$per_run" --output "$out/from_scratch_study.json" \
+        --preset "$preset" --tokens "$tokens" --max-seconds "$per_run" --bound-characters 6000 \
+        --output "$out/from_scratch_study.json" \
         >"$out/logs/study-$seed-$1.log" 2>&1 &
 }
 

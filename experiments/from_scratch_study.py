@@ -61,7 +61,6 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 WRITING_STEPS = (10, 20, 40, 80, 150, 300)
 REMASKING = ("none", "remdm_conf", "low_confidence")
-_BOUND_CHARACTERS = 6000  # held-out characters for the bound of samplers, which takes a forward for every step
 
 
 @dataclass
@@ -83,6 +82,9 @@ class StudyArguments:
     max_seconds: float | None = field(default=None, metadata={"help": "Ends a training; what it cuts is marked."})
     draws: int = field(default=32, metadata={"help": "Masks per row for the bound."})
     num_samples: int = field(default=16, metadata={"help": "Texts for each number of steps."})
+    bound_characters: int = field(
+        default=1500, metadata={"help": "Held-out text for the bound of samplers, a forward for every step and row."}
+    )
     table: bool = field(default=False, metadata={"help": "Only collect and draw what was run."})
     output: str = field(
         default="results/from_scratch_study.json", metadata={"help": "All runs; runs, table and pictures are beside."}
@@ -93,7 +95,7 @@ class StudyArguments:
             raise ValueError(f"`--arms` has {unknown[0]!r}, but the arms are {', '.join(ARMS)}.")
         if not self.output.endswith(".json"):
             raise ValueError(f"`--output` must end in .json, unlike {self.output!r}.")
-        for name in ("tokens", "batch_size", "draws", "num_samples", "num_stories"):
+        for name in ("tokens", "batch_size", "draws", "num_samples", "num_stories", "bound_characters"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be at least 1, not {getattr(self, name)}.")
 
@@ -154,7 +156,7 @@ def run_arm(name: str, seed: int, text: Text, args: StudyArguments) -> dict[str,
                 settings = {"steps": steps, "remask": remask, **order}
                 run["writing"].append(samples(model, tokenizer, settings, **how))
                 write_json(target, run)
-        few = [text.held_out[0][:_BOUND_CHARACTERS]]
+        few = [text.held_out[0][: args.bound_characters]]
         options = {"estimators": ["steps"], "steps": WRITING_STEPS}
         run["bound_of_steps"] = likelihood(model, tokenizer, few, args.draws, training.packing, **options)["steps"]
     run["complete"] = True

@@ -19,6 +19,7 @@ from diffusion_mlm.evaluation.words import split_words
 from diffusion_mlm.modeling import forbidden_token_ids
 from diffusion_mlm.visualization.trace_files import write_targets
 
+LONG_WORD = 4  # letters
 WORD = r"[^\W\d_]+(?:['’][^\W\d_]+)*"
 _FIRST_LOSS_CHARACTERS, _FIRST_LOSS_DRAWS = 4000, 8
 
@@ -95,22 +96,32 @@ def vocabulary(texts: Iterable[str]) -> set[str]:
     return {word.lower() for text in texts for word in re.findall(WORD, text)}
 
 
-def known_words(texts: Iterable[str], known: set[str]) -> tuple[int, int]:
-    """How many words of some texts are known, and how many there are; those cut at an end of a text do not count."""
+def known_words(texts: Iterable[str], known: set[str], least: int = 1) -> tuple[int, int]:
+    """How many words of some texts are known, and how many there are; those cut at an end of a text do not count.
+
+    Args:
+        least (`int`): letters that a word must have to count. Single letters are known of any text, so that a row of
+            them has a high share.
+    """
     words: list[str] = []
     for text in texts:
         found = list(re.finditer(WORD, text))
         words += [match.group().lower() for match in found if match.start() > 0 and match.end() < len(text)]
+    words = [word for word in words if len(word) >= least]
     return sum(word in known for word in words), len(words)
 
 
 def word_figures(texts: Sequence[str], known: set[str]) -> dict[str, Any]:
-    """The share of known words with its 95 % interval, which takes words as independent, and different n-grams."""
-    right, total = known_words(texts, known)
+    """The shares of known words and of known long ones, with 95 % intervals that take words as independent; and
+    different n-grams."""
+    found: dict[str, Any] = {}
+    for name, least in (("known_words", 1), ("known_long_words", LONG_WORD)):
+        right, total = known_words(texts, known, least)
+        found[name] = right / total if total else None
+        found[f"{name}_interval"] = list(share_interval(right, total)) if total else None
+        found["num_words" if least == 1 else "num_long_words"] = total
     return {
-        "known_words": right / total if total else None,
-        "interval": list(share_interval(right, total)) if total else None,
-        "num_words": total,
+        **found,
         **diversity_figures([split_words(text) for text in texts]),
     }
 

@@ -72,7 +72,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
     notes = [
         "Bounds: nats per token (bits per byte) of held-out text, mean over seeds; lower is better. Difference: ours "
         "less theirs, with the 95 % interval over rows, in pairs where tokens are the same. Words: the share of words "
-        "in samples that the training text holds, of each way of writing, theirs / ours.",
+        "in samples that the training text holds (of those with 4 letters or more), of each way of writing, theirs / "
+        "ours.",
         *_checks(rows),
     ]
     return "\n".join([*lines, "", *(f"{note}\n" for note in notes)]).rstrip()
@@ -120,9 +121,10 @@ def _words(rows: Sequence[Row]) -> str:
     names = dict.fromkeys(name for row in rows for name in row.get("samples", {}))
     shown = []
     for name in names:
-        shares = [row["samples"][name]["known_words"] for row in rows if name in row.get("samples", {})]
+        found = [row["samples"][name] for row in rows if name in row.get("samples", {})]
+        shares, of_long = ([one[key] for one in found] for key in ("known_words", "known_long_words"))
         if None not in shares:
-            shown.append(f"{name} {_mean(shares):.0%}")
+            shown.append(f"{name} {_mean(shares):.0%}" + (f" ({_mean(of_long):.0%})" if None not in of_long else ""))
     return ", ".join(shown)
 
 
@@ -132,7 +134,8 @@ def _checks(rows: Sequence[Row]) -> list[str]:
     first = [row for row in scratch if not row["first_loss"]["within_2_percent"]]
     rising = [row for row in rows if not row["loss_rises_with_mask_rate"]]
     real = {
-        f"{row['text']['name']} {row['held_out_words']['known_words']:.0%}"
+        f"{row['text']['name']} {row['held_out_words']['known_words']:.0%} "
+        f"({row['held_out_words']['known_long_words'] or 0:.0%})"
         for row in rows
         if row.get("held_out_words", {}).get("num_words")
     }

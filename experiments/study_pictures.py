@@ -72,13 +72,15 @@ def as_markdown(runs: Sequence[Run]) -> str:
     ]
     writing = _writing(base)
     if writing:
-        lines += ["", "| steps | remasking | known words | forwards | distinct 3-grams |", "|---:|---|---:|---:|---:|"]
+        heads = ("steps", "remasking", "known words", "of 4 letters or more", "forwards", "distinct 3-grams")
+        lines += ["", f"| {' | '.join(heads)} |", "|---:|---|---:|---:|---:|---:|"]
         for (steps, remask), found in writing.items():
             distinct = [one["distinct_3"] for one in found if one["distinct_3"] is not None]
             shown = [
                 str(steps),
                 remask,
-                _share(found),
+                _share(found, "known_words"),
+                _share(found, "known_long_words"),
                 f"{fmean(one['forwards'] for one in found):.0f}",
                 f"{fmean(distinct):.2f}" if distinct else "",
             ]
@@ -100,8 +102,8 @@ def _over_rows(arm: Sequence[Run], base: Sequence[Run]) -> str:
     return ""
 
 
-def _share(found: Sequence[Run]) -> str:
-    shares = [one["known_words"] for one in found if one["known_words"] is not None]
+def _share(found: Sequence[Run], name: str) -> str:
+    shares = [one[name] for one in found if one[name] is not None]
     return f"{fmean(shares):.0%}" if shares else ""
 
 
@@ -178,13 +180,13 @@ def draw_curves(runs: Sequence[Run], output: str) -> None:
 
 
 def draw_writing(base: Sequence[Run], output: str) -> None:
-    """Known words against the number of steps, with and without remasking; and the bound of the samplers."""
+    """Known long words against the number of steps, with and without remasking; and the bound of the samplers."""
     figure = new_figure("How many steps writing takes", "Texts from nothing by the base; mean over seeds.", 10.5, 4.2)
     left, right = figure.subplots(1, 2)
     writing = _writing(base)
     for place, remask in enumerate(dict.fromkeys(remask for _, remask in writing)):
         points = [
-            (steps, 100 * fmean(one["known_words"] or 0 for one in found))
+            (steps, 100 * fmean(one["known_long_words"] or 0 for one in found))
             for (steps, rule), found in writing.items()
             if rule == remask
         ]
@@ -204,7 +206,7 @@ def draw_writing(base: Sequence[Run], output: str) -> None:
         right.plot(list(steps), [fmean(nats) for nats in steps.values()], color=COLOURS[0], marker="o", markersize=4)
     for panel in (left, right):
         panel.set_xscale("log")
-    tidy(left, "words of the training text, %", "steps", "")
+    tidy(left, "words of 4 letters or more that the training text holds, %", "steps", "")
     tidy(right, "bound of the sampler: random order, linear schedule", "steps", "nats per token")
     left.legend(fontsize=8, frameon=False, title="remasking", title_fontsize=8)
     save(figure, output)

@@ -139,6 +139,7 @@ def test_words_cut_at_the_ends_of_a_text_do_not_count() -> None:
     assert known == {"to", "be", "or", "not", "that's", "it"}
     assert known_words(["ot to BE that's thot. no"], known) == (3, 4)
     assert known_words(["be"], known) == (0, 0)
+    assert known_words(["ot to BE that's thot. no"], known, least=4) == (1, 2)
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
