@@ -19,7 +19,7 @@ MASKINGS = ("exact", "bernoulli", "levels")
 GUIDE_LEVELS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 # One stream of random numbers per purpose, so that none disturbs another.
-_POSITION_STREAM, _PREFIX_STREAM, _SPAN_START_STREAM = 1, 2, 3
+_POSITION_STREAM, _PREFIX_STREAM, _SPAN_START_STREAM, _TIME_STREAM = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,11 @@ class ForwardProcess:
             `elbo` a law that covers all rates leaves the estimate unbiased; `clipped` estimates the mean of l(u) over
             its range. Under `simple` and `full` a law weighs the rates.
         rate_parameters (`tuple[float, ...]`): low and high of `clipped`, a and b of `beta`.
+        max_mask_rate (`float`): rates above it become it, such as the 0.999 to which Nichol and Dhariwal 2021
+            (arXiv:2102.09672, section 3.2) clip. The bound then leaves out what lies above, and nothing is learnt of a
+            row that is masked all over, where generation starts.
+        stratified_times (`bool`): False draws the times of the rows independently, as most small systems do; the
+            gradient then has a larger variance and the same mean.
         token_weights (`torch.Tensor` of shape `(V,)` or `Callable`, *optional*): which tokens are masked more often
             than others: weights above 0 by vocabulary id, or a function from ids `(B, L)` to weights `(B, L)`. The
             *number* of masked tokens stays as it is; which ones go is drawn by weight, see `weighted_noise`. The loss
@@ -180,6 +185,8 @@ class ForwardProcess:
     span_length: float = 1.0
     rate_distribution: str | Density = "uniform"
     rate_parameters: tuple[float, ...] = ()
+    max_mask_rate: float = 1.0
+    stratified_times: bool = True
     token_weights: Tensor | Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
     rates: RateHistogram | ImportanceRates | None = field(init=False, repr=False, compare=False)
     _schedule: Schedule = field(init=False, repr=False, compare=False)
@@ -200,6 +207,8 @@ class ForwardProcess:
             raise ValueError(f"`no_prefix_share` must lie in [0, 1], not {self.no_prefix_share!r}.")
         if not 1 <= self.span_length < float("inf"):
             raise ValueError(f"`span_length` must be a finite number >= 1, not {self.span_length!r}.")
+        if not 0 < self.max_mask_rate <= 1:
+            raise ValueError(f"`max_mask_rate` must lie in (0, 1], not {self.max_mask_rate!r}.")
         if self.rates is not None and (self.masking == "levels" or self._schedule.name != "linear"):
             raise ValueError(
                 f"`rate_distribution` is {self.rate_distribution!r}, which says itself what rates are drawn: leave "
@@ -222,9 +231,13 @@ class ForwardProcess:
             )
 
     def times(self, key: int, rows: Tensor, size: int) -> Tensor:
-        """Times of the rows at places `rows` of a global batch of `size`: stratified, or one for the whole batch."""
+        """Times of the rows at places `rows` of a global batch of `size`: stratified, or one for the whole batch, or
+        independent of one another."""
         if self.masking == "levels" and self.levels_per == "batch":
             return 1 - uniform(torch.tensor(key, device=rows.device), 1).expand(len(rows))
+        if not self.stratified_times:
+            keys = fold_in(fold_in(torch.tensor(key, device=rows.device), rows), _TIME_STREAM)
+            return 1 - uniform(keys, 1)[:, 0]
         return stratified_times(key, rows, size)
 
     def mask_rate_and_weight(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,10 +251,15 @@ class ForwardProcess:
         if self.masking == "levels":
             levels = torch.tensor(sorted(self.levels), dtype=t.dtype, device=t.device)
             place = (torch.ceil(t * len(levels)) - 1).long().clamp(0, len(levels) - 1)
-            return levels[place], torch.ones_like(t)
-        if self.rates is not None:
-            return self.rates.rate_and_weight(t)
-        return self._schedule.mask_rate(t), self._schedule.derivative(t)
+            rate, weight = levels[place], torch.ones_like(t)
+        elif self.rates is not None:
+            rate, weight = self.rates.rate_and_weight(t)
+        else:
+            rate, weight = self._schedule.mask_rate(t), self._schedule.derivative(t)
+        if self.max_mask_rate < 1:  # where it is flat the clipped schedule has the slope 0
+            weight = weight.masked_fill(rate > self.max_mask_rate, 0)
+            rate = rate.clamp(max=self.max_mask_rate)
+        return rate, weight
 
     def __call__(self, input_ids: Tensor, maskable: Tensor, keys: Tensor, t: Tensor) -> CorruptedBatch:
         """Masks one batch.

@@ -50,8 +50,8 @@ class DataCollatorForMaskedDiffusion:
     Args:
         tokenizer: needs a mask token and a padding token.
         schedule, masking, levels, levels_per, prefix_length, no_prefix_share, span_length, rate_distribution,
-            rate_parameters, token_weights: see `corruption.ForwardProcess`. The rate distribution `importance` learns
-            from the loss and so needs `DiffusionTrainer`.
+            rate_parameters, max_mask_rate, stratified_times, token_weights: see `corruption.ForwardProcess`. The rate
+            distribution `importance` learns from the loss and so needs `DiffusionTrainer`.
         mask_end_token (`bool`): treat `</s>` as a real token, so that the model learns where text ends; right for rows
             that hold one text filled with `</s>`, wrong for packed blocks.
         random_length_share (`float`): share of the rows that are cut to a random length, see `row_lengths.cut_rows`.
@@ -87,6 +87,8 @@ class DataCollatorForMaskedDiffusion:
     span_length: float = 1.0
     rate_distribution: str | Density = "uniform"
     rate_parameters: tuple[float, ...] = ()
+    max_mask_rate: float = 1.0
+    stratified_times: bool = True
     token_weights: Tensor | Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
     random_length_share: float = 0.0
     label_positions: str = "masked"
@@ -114,6 +116,8 @@ class DataCollatorForMaskedDiffusion:
             span_length=self.span_length,
             rate_distribution=self.rate_distribution,
             rate_parameters=tuple(self.rate_parameters),
+            max_mask_rate=self.max_mask_rate,
+            stratified_times=self.stratified_times,
             token_weights=self.token_weights,
         )
         if isinstance(self.token_weights, Tensor) and len(self.token_weights) < len(self.tokenizer):

@@ -11,7 +11,7 @@ animation and an evaluation all iterate the same generator. What a step does is 
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ from .denoising_step import Constraint, EditLogits, GuideLogits, OnStep, Predict
 from .denoising_step import DenoisingStep as DenoisingStep
 from .remasking import Remasking
 from .repetition import Repetition
-from .reveal_plan import make_plan
+from .reveal_plan import ancestral_plan, make_plan
 from .sampling import Sampling
 from .schedules import Schedule, get_schedule
 from .unmasking import ORDERS, AdaptiveCount
+
+REVEALS = ("planned", "ancestral")
 
 
 def denoise(
@@ -38,6 +40,7 @@ def denoise(
     sampling: Sampling,
     steps: int | None = None,
     schedule: str | Schedule = "linear",
+    reveal: str = "planned",
     reveal_counts: Sequence[int] | None = None,
     adaptive: AdaptiveCount | None = None,
     block_length: int | None = None,
@@ -47,6 +50,7 @@ def denoise(
     order_from: Literal["distribution", "sample"] = "distribution",
     min_gap: int = 0,
     remask: str | Remasking = "none",
+    final_pass: bool = False,
     end_id: int | None = None,
     may_end: Tensor | None = None,
     defer_end: bool = False,
@@ -77,6 +81,10 @@ def denoise(
         forbidden_ids (`torch.Tensor` of shape `(n,)`, int64): ids never generated. `mask_id` always is one of them.
         sampling (`Sampling`): how a token is chosen.
         steps, schedule, reveal_counts, block_length, steps_per_token: the plan, see `reveal_plan.make_plan`.
+        reveal (`str`): `"planned"`, or `"ancestral"`: each masked position is revealed with the same chance,
+            independently of the others, see `reveal_plan.ancestral_plan`. With the order `random` this is the
+            ancestral sampling of MDLM (arXiv:2406.07524, eq. 7); with another one, the surest of as many positions
+            are revealed.
         adaptive (`AdaptiveCount`, *optional*): reveals as many as the model is sure of; with `steps` at least as many
             as are planned, so that `steps` is the most that a row can take.
         order (`str`): which positions go first, one of `ORDERS`.
@@ -86,6 +94,8 @@ def denoise(
             everywhere and keeps the most probable ones, as LLaDA and MaskGIT do: a hidden, strong low temperature.
         min_gap (`int`): positions revealed in one step lie more than so far apart, if they can.
         remask (`str` or `Remasking`): which revealed positions are masked again.
+        final_pass (`bool`): at the end every position to fill but ends is predicted once more, greedily, from the
+            finished canvas, with none masked; one forward, which `on_step` is not asked about.
         end_id (`int`, *optional*): the token that ends a text. Where one is revealed, all later masks of the row
             become ends too, without a forward (not with remasking, which may yet take the end away).
         may_end (`torch.Tensor` of shape `(batch, length)`, bool, *optional*): where `end_id` may be generated.
@@ -138,6 +148,8 @@ def denoise(
     require_guidance_scale(guidance_scale)
     repetition = Repetition() if repetition is None else repetition
     require_repetition(repetition, order_from, remasking.rule)
+    require_final_pass(final_pass, repetition)
+    require_reveal(reveal, remasking, adaptive, block_length)
     condition = _condition(condition, to_fill, guidance_scale)
     if adaptive is not None:
         require_adaptive(adaptive, remasking, reveal_counts, steps, block_length, min_gap)
@@ -146,15 +158,18 @@ def denoise(
         raise ValueError(
             "A `constraint` needs places before tokens: `order_from='distribution'`, no `low_confidence`."
         )
-    plan = make_plan(
-        to_fill,
-        steps=steps,
-        schedule=get_schedule(schedule),
-        remasking=remasking,
-        reveal_counts=reveal_counts,
-        block_length=block_length,
-        steps_per_token=steps_per_token,
-    )
+    if constraint is not None and final_pass:
+        raise ValueError(
+            "`final_pass` would predict every token anew, whatever the `constraint`: leave one of them out."
+        )
+    of_plan: dict[str, Any] = {"steps": steps, "schedule": get_schedule(schedule), "steps_per_token": steps_per_token}
+    if reveal == "ancestral":
+        if reveal_counts is not None:
+            raise ValueError("`reveal_counts` is a whole plan: leave out `reveal='ancestral'`.")
+        plan = ancestral_plan(to_fill, keys.to(to_fill.device), **of_plan)
+    else:
+        of_plan |= {"remasking": remasking, "reveal_counts": reveal_counts, "block_length": block_length}
+        plan = make_plan(to_fill, **of_plan)
     forbidden = torch.cat([forbidden_ids.to(canvas.device), torch.tensor([mask_id], device=canvas.device)])
     loop = DenoisingLoop(
         predict_logits=predict_logits,
@@ -172,6 +187,7 @@ def denoise(
         draws_first=draws_first,
         min_gap=min_gap,
         remasking=remasking,
+        final_pass=final_pass,
         end_id=end_id,
         may_end=may_end,
         defer_end=defer_end,
@@ -226,6 +242,29 @@ def require_repetition(repetition: Repetition, order_from: str, remask: str) -> 
         raise ValueError(
             f"`no_repeat_ngram_size` is {repetition.ngram_size}, but `order_from='sample'` and "
             f"`remask='low_confidence'` draw tokens that they do not keep: choose others, or set it to 0."
+        )
+
+
+def require_reveal(
+    reveal: str, remasking: Remasking, adaptive: AdaptiveCount | None, block_length: int | None
+) -> None:
+    """Raises ValueError for an unknown `reveal`, or if something else decides how many positions a step reveals."""
+    if reveal not in REVEALS:
+        raise ValueError(f"`reveal` must be one of {', '.join(REVEALS)}, got {reveal!r}.")
+    others = {"remask": remasking.revises, "adaptive": adaptive is not None, "block_length": block_length is not None}
+    for name, given in others.items():
+        if reveal == "ancestral" and given:
+            raise ValueError(f"`reveal='ancestral'` leaves to chance what a step reveals: leave out `{name}`.")
+
+
+def require_final_pass(final_pass: bool, repetition: Repetition) -> None:
+    """Raises ValueError unless it is True or False, and nothing looks at the tokens that it predicts anew."""
+    if not isinstance(final_pass, bool):
+        raise ValueError(f"`final_pass` must be True or False, not {final_pass!r}.")
+    if final_pass and (repetition.bans or repetition.penalty != 1):
+        raise ValueError(
+            "`final_pass` reads a text in which every token stands already, its own too: leave out "
+            "`repetition_penalty` and `no_repeat_ngram_size`."
         )
 
 

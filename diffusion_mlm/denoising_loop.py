@@ -72,6 +72,7 @@ class DenoisingLoop:
     draws_first: bool
     min_gap: int
     remasking: Remasking
+    final_pass: bool
     end_id: int | None
     may_end: Tensor | None
     defer_end: bool
@@ -103,6 +104,8 @@ class DenoisingLoop:
             if work is not None:
                 yield self._report(self._step(work, made), work)
                 made += 1
+        if self.final_pass and made:
+            yield self._predict_again(made)
 
     def _begin(self, index: int) -> _Work | None:
         """The rows that are not yet done, and what the plan says of them.
@@ -191,6 +194,37 @@ class DenoisingLoop:
             canvas=self.canvas.clone(),
             revealed=nowhere.index_copy(0, work.rows, reveal),
             remasked=nowhere.index_copy(0, work.rows, remasked),
+            confidence=self.confidence.clone(),
+            is_masked=self.is_masked.clone(),
+            num_forwards=self.num_forwards.clone(),
+        )
+
+    def _predict_again(self, made: int) -> DenoisingStep:
+        """The pass at t = 0: the most probable token at each position to fill but ends, from the finished canvas."""
+        again = self.to_fill if self.end_id is None else self.to_fill & self.canvas.ne(self.end_id)
+        rows = again.any(-1).nonzero().squeeze(-1)
+        needed, nothing = again[rows], torch.zeros_like(again[rows])
+        work = _Work(
+            index=made,
+            rows=rows,
+            canvas=self.canvas[rows],
+            masked=nothing,
+            fill=needed,
+            num_visible=needed.sum(-1),
+            t=torch.zeros(len(rows), dtype=torch.float64, device=rows.device),
+            keys=self.keys[rows],
+            is_rest=nothing.any(-1),
+        )
+        logits = forbid(self._logits(work, needed), self.no_text)  # where a text ends is settled
+        log_prob, tokens = log_probabilities(logits).max(-1)
+        self.canvas, self.confidence = self.canvas.clone(), self.confidence.clone()
+        self.canvas[again], self.confidence[again] = tokens, log_prob.double().exp().float()
+        self.num_forwards[rows] += 1 + self.guided[rows].long()
+        return DenoisingStep(
+            index=made,
+            canvas=self.canvas.clone(),
+            revealed=again.clone(),
+            remasked=torch.zeros_like(again),
             confidence=self.confidence.clone(),
             is_masked=self.is_masked.clone(),
             num_forwards=self.num_forwards.clone(),

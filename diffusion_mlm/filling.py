@@ -76,6 +76,7 @@ def fill_canvases(
         steps=config.steps,
         steps_per_token=config.steps_per_token,
         schedule=config.schedule,
+        reveal=config.reveal,
         adaptive=config.to_adaptive(),
         block_length=config.to_block_length(),
         order=config.order,
@@ -83,6 +84,7 @@ def fill_canvases(
         order_from=config.order_from,  # type: ignore[arg-type]  # the config has checked it
         min_gap=config.min_gap,
         remask=config.to_remasking(),
+        final_pass=config.final_pass,
         end_id=end_token_id(tokenizer) if writes_ends else None,
         may_end=may_end.to(device),
         defer_end=config.defer_end,

@@ -7,7 +7,14 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from .denoising import require_adaptive, require_guidance_scale, require_order, require_repetition
+from .denoising import (
+    require_adaptive,
+    require_final_pass,
+    require_guidance_scale,
+    require_order,
+    require_repetition,
+    require_reveal,
+)
 from .remasking import Remasking
 from .repetition import Repetition
 from .reveal_plan import require_block_length
@@ -20,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "schedule": "linear",
     "steps": None,
     "steps_per_token": 1.0,
+    "reveal": "planned",
     "adaptive": None,
     "adaptive_bound": None,
     "max_reveal": None,
@@ -41,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "remask_t_on": 0.55,
     "remask_t_off": 0.05,
     "remask_alpha_on": 0.9,
+    "final_pass": False,
     "guidance_scale": 1.0,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
@@ -79,9 +88,13 @@ class DiffusionGenerationConfig(GenerationConfig):
             truncation; pairs with the likelihood bound); `guide` (the learning guide's loop of 10 steps). The choice
             is by `results/generation_grid.md` and `generation_grid_text.md`. A preset is not kept by name: the file
             holds what it stands for.
-        schedule (`str`): how the masked share falls over the steps: `linear`, `cosine`, `exponential`, `maskgit`.
+        schedule (`str`): how the masked share falls over the steps: `linear`, `cosine`, `exponential`, `maskgit`,
+            `survival`.
         steps (`int`, *optional*): planned denoising steps; by default `steps_per_token` for each new token.
         steps_per_token (`float`): above 1 of use with remasking only.
+        reveal (`str`): `planned`, as many tokens in a step as the schedule says; `ancestral`, each masked token with
+            the probability that takes the mask rate from one step to the next, which is 1 - s / t for `linear`: the
+            ancestral sampling of MDLM, LLaDA's and SMDM's loop of random remasking.
         adaptive (`str`, *optional*): reveal as many as the model is sure of: `threshold`, `factor`, `entropy_bound`,
             `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.05) and at most `max_reveal` in a
             step; see `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
@@ -101,6 +114,9 @@ class DiffusionGenerationConfig(GenerationConfig):
         remask (`str`): what is masked again: `none`; `renoise`, the learning guide's loop; `low_confidence`;
             `remdm_cap`, `remdm_rescale`, `remdm_conf`, `remdm_loop`, with `remask_eta`, `remask_t_on`, `remask_t_off`,
             `remask_alpha_on`; see `remasking.Remasking`.
+        final_pass (`bool`): after the last step every new token is predicted once more, greedily, from the finished
+            text: the pass at t = 0. It makes sense for models that were trained to predict visible tokens too
+            (objective `full`).
         guidance_scale (`float`): above 1 the prefix (the text around blanks, what an edit leaves) weighs more than it
             does in the model, below 1 less; see `sampling.guide`. 1 is off. Any other value takes two forwards a step
             where there is such text, the second with masks in its place. In a text of several windows it is the part
@@ -122,6 +138,7 @@ class DiffusionGenerationConfig(GenerationConfig):
     schedule: str
     steps: int | None
     steps_per_token: float
+    reveal: str
     adaptive: str | None
     adaptive_bound: float | None
     max_reveal: int | None
@@ -138,6 +155,7 @@ class DiffusionGenerationConfig(GenerationConfig):
     remask_t_on: float
     remask_t_off: float
     remask_alpha_on: float
+    final_pass: bool
     guidance_scale: float
     repetition_penalty: float
     no_repeat_ngram_size: int
@@ -201,6 +219,7 @@ class DiffusionGenerationConfig(GenerationConfig):
             return self.block_length or None
         surest_first = self.order in ("confidence", "margin", "entropy") and self.order_from == "distribution"
         one_by_one = self.steps is None and self.steps_per_token == 1 and self.adaptive is None
+        one_by_one = one_by_one and self.reveal == "planned"
         return _BLOCK_LENGTH if surest_first and one_by_one and self.remask == "none" else None
 
     def to_adaptive(self) -> AdaptiveCount | None:
@@ -264,6 +283,8 @@ def _require_valid(settings: Mapping[str, Any]) -> None:
         require_block_length(block_length)
     require_guidance_scale(settings["guidance_scale"])
     require_repetition(_repetition(settings), settings["order_from"], remasking.rule)
+    require_reveal(settings["reveal"], remasking, adaptive, block_length or None)
+    require_final_pass(settings["final_pass"], _repetition(settings))
     for name in ("steps", "max_new_tokens", "stride", "num_return_sequences", "batch_size"):
         value = settings[name]
         optional = name in ("steps", "max_new_tokens", "stride")

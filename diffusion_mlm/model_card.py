@@ -18,6 +18,8 @@ _RECIPE = {
 _UNUSUAL = {
     "rate_distribution": "distribution of the mask rate",
     "rate_parameters": "parameters of that distribution",
+    "max_mask_rate": "highest mask rate",
+    "independent_times": "times drawn independently",
     "token_weights": "tokens that are masked more often",
     "random_length_share": "share of rows cut to a random length",
     "ema_decay": "decay of the mean of the weights, which this is",

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .randomness import fold_in, uniform
 from .remasking import Remasking
-from .schedules import Schedule
+from .schedules import Schedule, get_schedule, unmask_counts
+
+_ANCESTRAL_STREAM = -1  # of a row's key; those of its steps are numbered from 0
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,34 @@ def make_plan(
     block, num_visible, t = padded.to(to_fill.device).unbind(-1)
     num_steps = torch.tensor([len(plan) for plan in plans], dtype=torch.int64, device=to_fill.device)
     return RevealPlan(block_of, block.long(), num_visible.long(), t, num_steps)
+
+
+def ancestral_plan(
+    to_fill: Tensor, keys: Tensor, *, steps: int | None, schedule: str | Schedule, steps_per_token: float = 1.0
+) -> RevealPlan:
+    """Leaves to chance how many positions a step reveals: each masked one with probability 1 - rate(s) / rate(t).
+
+    From time t to the next s the mask rate falls from rate(t) to rate(s), and every position that is still masked is
+    revealed with the same chance, independently of the others; for `linear` the chance is 1 - s / t. That is to say
+    that each position has a number uniform in [0, 1) of its own and is visible as soon as the mask rate is not above
+    it. A step may reveal nothing, and then makes no forward.
+
+    Args:
+        to_fill (`torch.Tensor` of shape `(B, L)`, bool), keys (`torch.Tensor` of shape `(B,)`, int64).
+        steps, schedule, steps_per_token: as in `make_plan`.
+
+    Source: Sahoo et al. 2024 (MDLM, arXiv:2406.07524), equation 7; Nie et al. 2025 (LLaDA), algorithm 4.
+    """
+    schedule, totals = get_schedule(schedule), to_fill.sum(-1)
+    unmask_counts(schedule, 1, 1 if steps is None else steps)  # refuses what is impossible
+    own = (totals * steps_per_token).round().long().clamp(min=1) if steps is None else torch.full_like(totals, steps)
+    num_steps = torch.where(totals > 0, own, 0)
+    step = torch.arange(1, int(num_steps.max()) + 1 if len(num_steps) else 1, device=to_fill.device)
+    t = (1 - step / own.double()[:, None]).clamp(0, 1)  # (B, K)
+    number = uniform(fold_in(keys, _ANCESTRAL_STREAM), to_fill.shape[-1])  # (B, L)
+    is_visible = to_fill[:, None, :] & (number[:, None, :] >= schedule.mask_rate(t)[:, :, None])  # (B, K, L)
+    block_of = torch.where(to_fill, 0, -1)
+    return RevealPlan(block_of, torch.zeros_like(t, dtype=torch.int64), is_visible.sum(-1), t, num_steps)
 
 
 def require_block_length(block_length: int | None) -> None:

@@ -120,6 +120,18 @@ def _maskgit_slope(t: Tensor) -> Tensor:
     return math.pi / 2 * torch.sin(math.pi / 2 * (1 - t))
 
 
+# survival: a token survives with probability cos(pi t / 2), what MDLM (arXiv:2406.07524) calls "cosine". Its mean mask
+# rate is 1 - 2 / pi, the lowest of all; as a product, 1 - cos A = 2 sin^2(A / 2).
+
+
+def _survival(t: Tensor) -> Tensor:
+    return 2 * torch.sin(math.pi / 4 * t) ** 2
+
+
+def _survival_slope(t: Tensor) -> Tensor:
+    return math.pi / 2 * torch.sin(math.pi / 2 * t)
+
+
 SCHEDULES: dict[str, Schedule] = {
     schedule.name: schedule
     for schedule in (
@@ -127,6 +139,7 @@ SCHEDULES: dict[str, Schedule] = {
         Schedule("cosine", _cosine, _cosine_slope),
         Schedule("exponential", _exponential, _exponential_slope),
         Schedule("maskgit", _maskgit, _maskgit_slope),
+        Schedule("survival", _survival, _survival_slope),
     )
 }
 

@@ -96,6 +96,13 @@ class DiffusionTrainingArguments(TrainingArguments):
     rate_parameters: list[float] = field(
         default_factory=list, metadata={"help": "The two numbers of the rate distributions clipped and beta."}
     )
+    max_mask_rate: float = field(
+        default=1.0, metadata={"help": "Rates above it become it (0.999 in some systems); 1 clips nothing."}
+    )
+    stratified_times: bool = field(
+        default=True,
+        metadata={"help": "Spread the times of a batch evenly (low discrepancy) instead of drawing each for itself."},
+    )
     token_weights: str | None = field(
         default=None,
         metadata={
@@ -263,4 +270,6 @@ class DiffusionTrainingArguments(TrainingArguments):
             "span_length": self.span_length,
             "rate_distribution": self.rate_distribution,
             "rate_parameters": tuple(self.rate_parameters),
+            "max_mask_rate": self.max_mask_rate,
+            "stratified_times": self.stratified_times,
         }

@@ -26,6 +26,7 @@ from diffusion_mlm.cli.checkpoint_arguments import default_checkpoint
 from diffusion_mlm.cli.generate import GenerateArguments
 from diffusion_mlm.cli.generation_settings import CHOICES
 from diffusion_mlm.cli.parsing import arguments_of_file
+from diffusion_mlm.denoising import REVEALS
 from diffusion_mlm.errors import HubUnavailableError, NonFiniteLossError, NotAllowedError, OutputDirectoryError
 from diffusion_mlm.generation import generate, load_generator
 from diffusion_mlm.generation_config import DEFAULTS, PRESETS
@@ -102,6 +103,7 @@ def test_help_of_generate_tells_the_true_choices_and_defaults() -> None:
     assert {
         "preset": list(PRESETS),
         "schedule": list(SCHEDULES),
+        "reveal": list(REVEALS),
         "adaptive": list(ADAPTIVE_RULES),
         "sampling": list(get_args(SamplingMethod)),
         "order": list(ORDERS),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,6 +25,8 @@ processes = st.builds(
     levels_per=st.sampled_from(["row", "batch"]),
     prefix_length=st.one_of(st.just("random"), st.integers(0, 6)),
     span_length=st.sampled_from([1.0, 3.0]),
+    max_mask_rate=st.sampled_from([1.0, 0.5]),
+    stratified_times=st.booleans(),
 )
 
 
@@ -162,6 +166,24 @@ def test_a_single_time_is_uniform():
     assert (histogram - 0.1).abs().max() < 5 * (0.1 * 0.9 / 1000) ** 0.5
 
 
+def test_times_may_be_drawn_independently_and_are_then_uniform_and_the_same_however_a_batch_is_split():
+    process, rows = ForwardProcess(MASK, stratified_times=False), torch.arange(4000)
+    times = process.times(3, rows, 4000)
+    assert torch.equal(torch.cat([process.times(3, part, 4000) for part in rows.split(1500)]), times)
+    counts = torch.histc(times.float(), 4000, 0, 1)
+    share = (counts == 0).double().mean().item()  # 1 / e of the strata are empty; stratified times leave none so
+    assert abs(share - math.exp(-1)) < 0.03
+    assert abs(times.mean().item() - 0.5) < 5 * (1 / 12 / 4000) ** 0.5
+
+
+def test_a_highest_mask_rate_clips_the_schedule_and_its_slope():
+    whole, cut = ForwardProcess(MASK, "cosine"), ForwardProcess(MASK, "cosine", max_mask_rate=0.999)
+    t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    (rate, weight), (clipped, slope) = whole.mask_rate_and_weight(t), cut.mask_rate_and_weight(t)
+    assert torch.equal(clipped, rate.clamp(max=0.999)) and clipped[-1] == 0.999
+    assert torch.equal(slope, torch.where(rate > 0.999, 0, weight)) and (slope == 0).sum() == 3
+
+
 def test_random_prefixes_are_absent_in_the_asked_share_and_else_uniform_up_to_half():
     maskable = torch.ones(20_000, 10, dtype=torch.bool)
     lengths = prefix_lengths("random", maskable, torch.arange(20_000), no_prefix_share=0.3)
@@ -215,6 +237,8 @@ def test_batch_key_sees_every_token_and_the_shape():
         ("no_prefix_share", 1.5),
         ("span_length", 0.5),
         ("span_length", float("nan")),
+        ("max_mask_rate", 0.0),
+        ("max_mask_rate", 1.5),
     ],
 )
 def test_impossible_settings_are_refused_by_name(setting, value):

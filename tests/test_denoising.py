@@ -15,6 +15,7 @@ from transformers.generation.logits_process import SuppressTokensLogitsProcessor
 from diffusion_mlm.denoising import DenoisingStep, denoise
 from diffusion_mlm.randomness import fold_in, uniform
 from diffusion_mlm.remasking import REMASKS, Remasking
+from diffusion_mlm.repetition import Repetition
 from diffusion_mlm.sampling import NonFiniteLogitsError, Sampling
 from diffusion_mlm.schedules import SCHEDULES
 from diffusion_mlm.unmasking import ORDERS, AdaptiveCount
@@ -104,6 +105,7 @@ def run(model: Model, request: dict, **changes: object) -> Iterator[DenoisingSte
 
 
 quietly = settings(deadline=None, derandomize=True, database=None, max_examples=200)
+briefly = settings(quietly, max_examples=50)
 
 
 @quietly
@@ -405,6 +407,15 @@ def test_nothing_to_fill_makes_no_step():
         ({"adaptive": AdaptiveCount("threshold", 0.9), "reveal_counts": [4]}, "`adaptive` decides.*`reveal_counts`"),
         ({"adaptive": AdaptiveCount("threshold", 0.9), "steps": 2, "block_length": 2}, "`adaptive` decides.*`steps`"),
         ({"constraint": object(), "order_from": "sample"}, "`constraint` needs places"),
+        ({"constraint": object(), "final_pass": True}, "`final_pass` would predict.*`constraint`"),
+        ({"final_pass": 1}, "`final_pass` must be True or False"),
+        ({"final_pass": True, "repetition": Repetition(penalty=1.2)}, "`final_pass`.*`repetition_penalty`"),
+        ({"reveal": "all"}, "`reveal` must be one of planned, ancestral"),
+        ({"reveal": "ancestral", "remask": "renoise"}, "`reveal='ancestral'`.*`remask`"),
+        ({"reveal": "ancestral", "block_length": 2}, "`reveal='ancestral'`.*`block_length`"),
+        ({"reveal": "ancestral", "adaptive": AdaptiveCount("threshold", 0.9)}, "`reveal='ancestral'`.*`adaptive`"),
+        ({"reveal": "ancestral", "reveal_counts": [7]}, "`reveal_counts`.*`reveal='ancestral'`"),
+        ({"reveal": "ancestral", "steps": 0}, "`steps` must be a whole number"),
         ({"keys": torch.tensor([1, 2])}, "`keys`"),
         ({"keys": torch.tensor([1.0])}, "`keys`"),
         ({"canvas": torch.zeros(7, dtype=torch.int64)}, "`canvas`"),
@@ -734,3 +745,58 @@ def test_independent_positions_leave_ends_to_the_last_if_asked():
         firsts[deferred] = next(iter(steps)).revealed[0].nonzero().squeeze(-1).tolist()
     assert firsts[False][1:] == [4, 5, 6, 7]
     assert len(firsts[True]) == 1 and firsts[True][0] < 4
+
+
+# --- the pass at t = 0, and ancestral reveals ------------------------------------------------------------------------
+
+
+@briefly
+@given(requests(), st.sampled_from(MODELS))
+def test_the_final_pass_puts_the_most_probable_word_everywhere_it_filled(request_, model):
+    plain = list(run(model, request_))
+    steps = list(run(model, request_, final_pass=True))
+    to_fill = request_["to_fill"]
+    if not to_fill.any():
+        assert steps == []
+        return
+    assert all(torch.equal(a.canvas, b.canvas) for a, b in zip(plain, steps[:-1], strict=True))
+    logits = model(plain[-1].canvas).float()
+    logits[..., [*FORBIDDEN.tolist(), MASK_ID]] = -math.inf
+    last = steps[-1]
+    assert torch.equal(last.canvas, torch.where(to_fill, logits.argmax(-1), plain[-1].canvas))
+    assert torch.equal(last.revealed, to_fill) and not last.remasked.any() and not last.is_masked.any()
+    assert torch.equal(last.num_forwards, plain[-1].num_forwards + to_fill.any(-1).long())
+    filled = last.confidence[to_fill]
+    torch.testing.assert_close(filled, logits.softmax(-1).amax(-1)[to_fill], rtol=1e-5, atol=1e-6)
+
+
+def test_the_final_pass_keeps_the_end_of_a_text():
+    """The model wants the word 0 everywhere once it sees an end: neither the end nor what is behind it may go."""
+    end = 3
+
+    def ends_at_2(canvas: Tensor) -> Tensor:
+        wanted = torch.where(torch.arange(canvas.shape[1]) < 2, 1, end).expand_as(canvas)
+        wanted = torch.where((canvas == end).any(-1, keepdim=True), 0, wanted)
+        return 30.0 * torch.nn.functional.one_hot(wanted, VOCABULARY).float()
+
+    canvas = torch.full((1, 6), MASK_ID)
+    blank = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), end_id=end, order="left_to_right")
+    *_, before, last = run(ends_at_2, blank, final_pass=True)
+    assert before.canvas.tolist() == [[1, 1, end, end, end, end]]
+    assert last.canvas.tolist() == [[0, 0, end, end, end, end]]
+
+
+@briefly
+@given(requests(), st.sampled_from(MODELS))
+def test_ancestral_reveals_fill_everything_in_at_most_the_steps_asked_for(request_, model):
+    request_ = {**request_, "remask": "none", "reveal": "ancestral"}
+    to_fill, steps = request_["to_fill"], list(run(model, request_))
+    revealed = torch.zeros_like(to_fill)
+    for step in steps:
+        assert step.revealed.any() and not (step.revealed & revealed).any()
+        revealed |= step.revealed
+    assert torch.equal(revealed, to_fill)
+    if steps:
+        most = to_fill.sum(-1) if request_["steps"] is None else torch.full_like(to_fill.sum(-1), request_["steps"])
+        assert (steps[-1].num_forwards <= torch.minimum(most, to_fill.sum(-1))).all()
+        assert not torch.isin(steps[-1].canvas[to_fill], torch.tensor([*FORBIDDEN.tolist(), MASK_ID])).any()

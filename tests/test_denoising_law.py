@@ -112,6 +112,24 @@ def test_a_low_temperature_is_noticed():
     assert not is_drawn_from(TRUTH, texts)
 
 
+# --- ancestral sampling ----------------------------------------------------------------------------------------------
+
+
+def test_ancestral_sampling_has_the_law_of_independent_reveals():
+    """In 2 linear steps each position comes first or second like a coin; all that comes together is independent."""
+    masked = torch.full((LENGTH,), MASK)
+    law = torch.zeros(len(TEXTS), dtype=torch.float64)
+    for coins in itertools.product((False, True), repeat=LENGTH):
+        first = torch.tensor(coins)
+        context = torch.where(first, TEXTS, masked)  # (243, 5): what the second step sees
+        of_first = CONDITIONALS[masked @ PLACE_VALUE].expand(len(TEXTS), -1, -1)
+        of_second = CONDITIONALS[context @ PLACE_VALUE]
+        p = torch.where(first[:, None], of_first, of_second).gather(-1, TEXTS[..., None]).squeeze(-1)
+        law += p.prod(-1) / 2**LENGTH
+    assert is_drawn_from(law, sample(20_000, seed=21, order="random", steps=2, reveal="ancestral"))
+    assert not is_drawn_from(law, sample(20_000, seed=22, order="random", steps=2))
+
+
 # --- guidance --------------------------------------------------------------------------------------------------------
 
 

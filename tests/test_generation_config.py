@@ -90,6 +90,20 @@ def test_saved_settings_come_back(tmp_path_factory: pytest.TempPathFactory, give
     assert values_of(DiffusionGenerationConfig.from_pretrained(directory)) == values_of(config)
 
 
+@pytest.mark.parametrize("given_settings", [{"reveal": "ancestral", "order": "random"}, {"final_pass": True}])
+def test_how_ends_and_steps_are_reached_comes_back_too(given_settings: dict[str, Any], tmp_path: Path) -> None:
+    config = DiffusionGenerationConfig(**given_settings)
+    config.save_pretrained(tmp_path)
+    assert values_of(DiffusionGenerationConfig.from_pretrained(tmp_path)) == {**DEFAULTS, **given_settings}
+    assert config.to_block_length() == (None if "reveal" in given_settings else 16)
+
+
+@pytest.mark.parametrize("other", [{"remask": "renoise"}, {"adaptive": "factor"}, {"block_length": 4}])
+def test_chance_and_a_plan_do_not_both_decide_what_a_step_reveals(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`reveal='ancestral'`.*`{next(iter(other))}`"):
+        DiffusionGenerationConfig(reveal="ancestral", **other)
+
+
 def test_plain_generation_config_reads_the_file(tmp_path: Path) -> None:
     DiffusionGenerationConfig(**OTHER_THAN_DEFAULT).save_pretrained(tmp_path)
     plain = GenerationConfig.from_pretrained(tmp_path)
@@ -144,6 +158,8 @@ def test_unknown_name_in_a_file_is_refused(tmp_path: Path) -> None:
         ("adaptive_bound", 0.5),
         ("max_reveal", 4),
         ("defer_end", "no"),
+        ("reveal", "some"),
+        ("final_pass", 1),
         ("preset", "best"),
         ("min_p", 1.5),
         ("typical_p", 0.0),

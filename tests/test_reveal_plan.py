@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from diffusion_mlm.remasking import Remasking
-from diffusion_mlm.reveal_plan import make_plan
+from diffusion_mlm.reveal_plan import ancestral_plan, make_plan
 from diffusion_mlm.schedules import SCHEDULES, unmask_counts
 
 NONE = Remasking()
@@ -91,3 +91,38 @@ def test_counts_may_be_given():
 def test_impossible_plans_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         plan_of([6], **settings)
+
+
+# --- ancestral -------------------------------------------------------------------------------------------------------
+
+
+def test_an_ancestral_step_reveals_each_mask_with_probability_1_minus_s_over_t():
+    """Counts are binomial in what is masked: mean and variance of each step, given the one before."""
+    rows, length, steps = 20_000, 12, 4
+    plan = ancestral_plan(
+        torch.ones(rows, length, dtype=torch.bool), torch.arange(rows), steps=steps, schedule="linear"
+    )
+    before = torch.cat([torch.zeros(rows, 1, dtype=torch.int64), plan.num_visible[:, :-1]], 1)
+    for k in range(steps):
+        t, s = 1 - k / steps, 1 - (k + 1) / steps
+        chance, masked = 1 - s / t, (length - before[:, k]).double()
+        revealed = (plan.num_visible[:, k] - before[:, k]).double()
+        variance = masked.mean() * chance * (1 - chance)
+        assert abs((revealed - chance * masked).mean()) < 5 * (variance / rows).sqrt() + 1e-12
+        assert ((revealed - chance * masked) ** 2).mean() == pytest.approx(float(variance), rel=0.05, abs=1e-9)
+    assert (plan.num_visible[:, -1] == length).all()
+
+
+@pytest.mark.parametrize("steps", (None, 1, 5))
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_ancestral_plan_of_a_row_is_its_own_and_ends_with_everything_visible(schedule, steps):
+    fills, keys = torch.tensor([0, 3, 12, 7]), torch.tensor([5, 6, 7, 8])
+    to_fill = torch.arange(12) < fills[:, None]
+    plan = ancestral_plan(to_fill, keys, steps=steps, schedule=schedule)
+    assert plan.num_steps.tolist() == [0, *([steps] * 3 if steps else [3, 12, 7])]
+    for row in range(1, 4):
+        number = int(plan.num_steps[row])
+        assert int(plan.num_visible[row, number - 1]) == fills[row]
+        assert (plan.num_visible[row].diff() >= 0).all()
+        alone = ancestral_plan(to_fill[row : row + 1], keys[row : row + 1], steps=steps, schedule=schedule)
+        assert torch.equal(alone.num_visible[0, :number], plan.num_visible[row, :number])

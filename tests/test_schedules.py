@@ -17,7 +17,7 @@ from diffusion_mlm.schedules import (
     unmask_counts_with_remasking,
 )
 
-NAMES = ("linear", "cosine", "exponential", "maskgit")
+NAMES = ("linear", "cosine", "exponential", "maskgit", "survival")
 every_schedule = pytest.mark.parametrize("name", NAMES)
 both_precisions = pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
 
@@ -32,6 +32,7 @@ PUBLISHED = {
     "cosine": lambda t: squared_cosine(t, COSINE_OFFSET),
     "exponential": lambda t: (torch.exp(-3 * (1 - t)) - math.exp(-3)) / (1 - math.exp(-3)),
     "maskgit": lambda t: torch.cos(math.pi / 2 * (1 - t)),
+    "survival": lambda t: 1 - torch.cos(math.pi / 2 * t),
 }
 PUBLISHED_WEIGHT = {
     "linear": lambda t: 1 / t,
@@ -43,10 +44,11 @@ PUBLISHED_WEIGHT = {
     ),
     "exponential": lambda t: 3 / (1 - torch.exp(-3 * t)),
     "maskgit": lambda t: math.pi / 2 / torch.tan(math.pi / 2 * t),
+    "survival": lambda t: math.pi / 2 / torch.tan(math.pi / 4 * t),
 }
 
 
-def test_the_schedules_are_exactly_the_four_documented_ones():
+def test_the_schedules_are_exactly_the_documented_ones():
     assert tuple(SCHEDULES) == NAMES
     assert all(SCHEDULES[name].name == name for name in NAMES)
 
@@ -128,6 +130,12 @@ def test_cosine_is_not_the_quarter_cosine():
     assert get_schedule("maskgit").mask_rate(quarter).item() == pytest.approx(0.383, abs=5e-4)
 
 
+def test_the_mean_mask_rate_of_survival_over_100_steps_is_0_368():
+    """As its users report it for T = 100; 1 - 2 / pi in the limit."""
+    t = torch.arange(1, 101, dtype=torch.float64) / 100
+    assert get_schedule("survival").mask_rate(t).mean().item() == pytest.approx(0.368, abs=5e-4)
+
+
 @every_schedule
 @both_precisions
 def test_shape_and_dtype_are_kept(name, dtype):
@@ -177,6 +185,7 @@ def test_a_schedule_is_its_own_schedule_and_unknown_names_list_near_ones():
         ("cosine", [1, 4, 5, 6, 6, 5, 4, 1]),
         ("exponential", [11, 7, 5, 3, 3, 1, 1, 1]),
         ("maskgit", [1, 1, 3, 4, 5, 6, 6, 6]),
+        ("survival", [6, 6, 6, 5, 4, 3, 1, 1]),
     ],
 )
 def test_32_tokens_in_8_steps_are_the_published_counts(name, counts):

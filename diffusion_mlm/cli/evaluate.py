@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ESTIMATORS = ("curve", "steps", "chain", "importance")
 PACKINGS = ("packed", "one_per_row")
 TEXT_UNITS = ("line", "paragraph", "file")
-SCHEDULES = ("linear", "cosine", "exponential", "maskgit")
+SCHEDULES = ("linear", "cosine", "exponential", "maskgit", "survival")
 FIXED_ORDERS = ("left_to_right", "right_to_left")
 
 _HELD_OUT_SEED = 2  # stories that training evaluates on and never trains on

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 # As in `schedules`, `sampling`, `unmasking`, `remasking` and `generation_config`: --help does not wait for torch.
 CHOICES = {
     "preset": ["default", "quality", "fast", "greedy", "faithful", "guide"],
-    "schedule": ["linear", "cosine", "exponential", "maskgit"],
+    "schedule": ["linear", "cosine", "exponential", "maskgit", "survival"],
+    "reveal": ["planned", "ancestral"],
     "adaptive": ["threshold", "factor", "entropy_bound", "independent"],
     "sampling": ["greedy", "topk", "nucleus", "min_p", "typical"],
     "order": ["random", "confidence", "margin", "entropy", "left_to_right"],
@@ -47,6 +48,9 @@ class GenerationSettings(CheckpointArguments):
     schedule: str | None = setting("schedule", "How the masked share falls over the steps.", "linear")
     steps: int | None = setting("steps", "Denoising steps.", "--steps-per-token for each")
     steps_per_token: float | None = setting("steps_per_token", "Above 1 of use with --remask only.", "1.0")
+    reveal: str | None = setting(
+        "reveal", "As many tokens a step as the schedule plans, or each token by chance.", "planned"
+    )
     adaptive: str | None = setting("adaptive", "Reveal as many as the model is sure of.", "off")
     adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.05")
     max_reveal: int | None = setting("max_reveal", "Of --adaptive: the most in one step.", "unlimited")
@@ -68,6 +72,7 @@ class GenerationSettings(CheckpointArguments):
     min_p: float | None = setting("min_p", "Of --sampling min_p: share of the best one's probability.", "0.05")
     typical_p: float | None = setting("typical_p", "Of --sampling typical: probability kept, in (0, 1].", "0.9")
     remask: str | None = setting("remask", "What is masked again.", "none")
+    final_pass: bool | None = setting("final_pass", "Predict every new token once more at the end.", "false")
     remask_eta: float | None = setting("remask_eta", "Strength of the remdm rules, in [0, 1].", "the rule's own")
     remask_t_on: float | None = setting("remask_t_on", "Of --remask remdm_loop: where it begins.", "0.55")
     remask_t_off: float | None = setting("remask_t_off", "Of --remask remdm_loop: where it ends.", "0.05")

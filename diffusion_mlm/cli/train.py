@@ -356,6 +356,8 @@ def training_facts(args: TrainCommandArguments, max_length: int, lora_rank: int 
     recipe = {
         "rate_distribution": args.rate_distribution if args.rate_distribution != "uniform" else None,
         "rate_parameters": args.rate_parameters,
+        "max_mask_rate": args.max_mask_rate if args.max_mask_rate < 1 else None,
+        "independent_times": not args.stratified_times,
         "token_weights": args.token_weights,
         "random_length_share": args.random_length_share,
         "ema_decay": args.ema_decay,
