@@ -29,6 +29,7 @@ from diffusion_mlm.cli.parsing import arguments_of_file
 from diffusion_mlm.errors import HubUnavailableError, NonFiniteLossError, NotAllowedError, OutputDirectoryError
 from diffusion_mlm.generation import generate, load_generator
 from diffusion_mlm.generation_config import DEFAULTS, PRESETS
+from diffusion_mlm.precision import DTYPES
 from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.sampling import NonFiniteLogitsError, SamplingMethod
 from diffusion_mlm.schedules import SCHEDULES
@@ -100,6 +101,7 @@ def test_help_shows_defaults(run: Command, verb: str, default: str) -> None:
 
 def test_help_of_generate_tells_the_true_choices_and_defaults() -> None:
     assert {
+        "dtype": list(DTYPES),
         "preset": list(PRESETS),
         "schedule": list(SCHEDULES),
         "adaptive": list(ADAPTIVE_RULES),
