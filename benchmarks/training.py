@@ -239,11 +239,16 @@ def matmul_rate(dtype: torch.dtype, device: str) -> float:
 
 
 def needed_flops(shape: str, length: int, batch_size: int, mask_rate: float = 0.5) -> float:
-    """Of the matrix products of one step: the encoder at every position, the head at masked ones; backward twice."""
+    """Of the matrix products of one step, which the backward pass does twice again.
+
+    The encoder at every position; of its last layer keys and values only, all else at masked ones; the head there too.
+    """
     size = SHAPES[shape]
     width, layers, vocab = size["hidden_size"], size["num_hidden_layers"], size["vocab_size"]
     tokens = batch_size * length
-    encoder = tokens * layers * (24 * width**2 + 4 * length * width)
+    layer = tokens * (24 * width**2 + 4 * length * width)
+    last = tokens * 4 * width**2 + mask_rate * (layer - tokens * 4 * width**2)
+    encoder = (layers - 1) * layer + last
     head = tokens * mask_rate * 2 * (width**2 + width * vocab)
     return 3 * (encoder + head)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .denoising_step import Constraint, DenoisingStep, EditLogits, GuideLogits, OnStep, PredictLogits
 from .randomness import fold_in, gumbel, uniform
+from .reading import Reading, draw_tokens, read_distributions
 from .remasking import Remasking
 from .repetition import Repetition
 from .reveal_plan import RevealPlan
@@ -17,7 +18,6 @@ from .sampling import Sampling, forbid, guide, log_probabilities
 from .unmasking import (
     ORDERS_BEFORE_LOGITS,
     AdaptiveCount,
-    position_scores,
     scores_before_logits,
     take_highest,
     take_independent,
@@ -92,6 +92,9 @@ class DenoisingLoop:
         self.vocab_size = 0  # the first logits tell
         self.rested = self.finishing  # rows of which all that was left has been revealed at once
         self.guided = self.condition.any(-1) & (self.guidance_scale != 1)
+        self.guides = bool(self.guided.any())
+        self.deferred_id = self.end_id if self.defer_end else None
+        self.restricts_end = self.end_id is not None and self.may_end is not None and not bool(self.may_end.all())
         ends = self.forbidden.new_tensor([] if self.end_id is None else [self.end_id])
         self.no_text = torch.cat([self.forbidden, ends])
 
@@ -156,14 +159,17 @@ class DenoisingLoop:
             if not looks:
                 needed = take_spread(scores, needed, counts, self.min_gap)
         logits = self._logits(work, needed)  # (N, V), N = needed.sum()
-        log_probs = log_probabilities(logits)  # neither tempered nor truncated; raises if not finite
 
         # 3. Choose the positions, before any token is drawn unless asked otherwise.
-        tokens = self._draw(work, needed, logits) if self.draws_first else None
-        if self.order not in ORDERS_BEFORE_LOGITS:
-            scores = self._scores(work, needed, log_probs, tokens)
+        drawn = self._draw(work, needed, logits) if self.draws_first else None
+        looks_at = self.order if drawn is None and self.order not in ORDERS_BEFORE_LOGITS else None
+        reading = read_distributions(logits, looks_at, self.adaptive, self.deferred_id)
+        if looks_at is not None:
+            scores = self._scores(work, needed, cast(Tensor, reading.score))
+        elif drawn is not None:
+            scores = self._scores(work, needed, self._without_end(*drawn))
         if self.adaptive is not None:
-            scores, enough = self._adapt(work, scores, needed, log_probs, counts)
+            scores, enough = self._adapt(work, scores, needed, reading, counts)
             counts = torch.where(work.is_rest, counts, enough)
         if self.remasking.rule == "low_confidence":
             keep = take_highest(torch.where(work.visible, sure.double().log(), scores), work.fill, work.num_visible)
@@ -173,8 +179,10 @@ class DenoisingLoop:
 
         # 4. Draw the tokens there.
         chosen = reveal[needed]  # (N,): the rows of logits that belong to revealed positions
-        tokens = self._draw(work, reveal, logits[chosen]) if tokens is None else tokens[chosen]
-        log_prob = log_probs[chosen].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        if drawn is None:
+            tokens, log_prob = self._draw(work, reveal, logits[chosen])
+        else:
+            tokens, log_prob = drawn[0][chosen], drawn[1][chosen]
 
         # 5. Write both changes down.
         canvas, masked = work.canvas.clone(), (work.masked & ~reveal) | remasked
@@ -231,33 +239,40 @@ class DenoisingLoop:
         )
 
     def _logits(self, work: _Work, needed: Tensor) -> Tensor:
-        """Logits of the positions `needed`, in row-major order, with all that may not be generated at -inf."""
-        logits = self._predict(work.canvas.clone(), needed)
-        guided = self.guided[work.rows]
-        if bool(guided.any()):
+        """Logits of the positions `needed`, in row-major order, with all that may not be generated at -inf.
+
+        In the dtype of the model: what is read from them is read in float32, some rows at a time.
+        """
+        logits = self._predict(work.canvas, needed)
+        if self.guides:
+            guided = self.guided[work.rows]
             blank = work.canvas.masked_fill(self.condition[work.rows], self.mask_id)
-            unconditional = self._predict(blank[guided], needed[guided])
+            unconditional = self._predict(blank[guided], needed[guided]).float()
             of_guided = guided[needed.nonzero()[:, 0]]
+            logits = logits.float()
             logits[of_guided] = guide(logits[of_guided], unconditional, self.guidance_scale)
         if len(logits) == 0:  # with remasking a step may reveal nothing
             return logits
-        row, _ = needed.nonzero().unbind(-1)
-        if self.repetition.penalty != 1:
-            logits = self.repetition.penalize(logits, self._text(work)[row])
-        if self.edit_logits is not None:
-            logits = forbid(self.edit_logits(work.canvas[row], logits).float(), self.forbidden)
-        if self.end_id is not None and self.may_end is not None:
-            logits[~self.may_end[work.rows][needed], self.end_id] = -math.inf
+        if self.repetition.penalty != 1 or self.edit_logits is not None:
+            row, logits = needed.nonzero()[:, 0], logits.float()
+            if self.repetition.penalty != 1:
+                logits = self.repetition.penalize(logits, self._text(work)[row])
+            if self.edit_logits is not None:
+                logits = forbid(self.edit_logits(work.canvas[row], logits).float(), self.forbidden)
+        if self.restricts_end:
+            logits[~cast(Tensor, self.may_end)[work.rows][needed], self.end_id] = -math.inf
         return self._restrict(work, needed, logits)
 
     def _predict(self, canvas: Tensor, needed: Tensor) -> Tensor:
-        """The model's logits, `(N, V)` float32, with forbidden ids at -inf."""
-        logits = self.predict_logits(canvas, needed)
+        """The model's logits, `(N, V)`, with forbidden ids at -inf."""
+        logits = self.predict_logits(canvas.clone(), needed)
         if logits.dim() != 2 or len(logits) != int(needed.sum()):
             expected = f"({int(needed.sum())}, vocabulary)"
             raise ValueError(f"`predict_logits` must return logits of shape {expected}, got {tuple(logits.shape)}.")
-        self.vocab_size = logits.shape[-1]
-        return forbid(logits.float(), self.forbidden)
+        if self.vocab_size == 0:
+            self.vocab_size = logits.shape[-1]
+            self.forbidden = self.forbidden[(self.forbidden >= 0) & (self.forbidden < self.vocab_size)]
+        return logits.index_fill_(-1, self.forbidden, -math.inf)
 
     def _text(self, work: _Work) -> Tensor:
         """The canvases with -1 for what is no token of a text."""
@@ -279,9 +294,23 @@ class DenoisingLoop:
             logits = self.repetition.ban(logits, self._text(work)[row], position)
         return logits
 
-    def _draw(self, work: _Work, reveal: Tensor, logits: Tensor) -> Tensor:
-        """A token for each position of `reveal`, (N,), from its logits, (N, V)."""
+    def _draw(self, work: _Work, reveal: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """A token for each position of `reveal` from its logits, (N, V), and its log-probability there: (N,) each.
+
+        The log-probability is neither tempered nor truncated, nor does it know of guidance or tokens drawn before.
+        """
         share = (work.masked.sum(-1) / self.to_fill[work.rows].sum(-1))[reveal.nonzero()[:, 0]]
+        if self.guide_logits is None and self.constraint is None and not self.repetition.bans:
+            return draw_tokens(self.sampling, logits, self._uniform(work, reveal), share)
+        tokens = self._draw_in_turn(work, reveal, logits.float(), share)
+        return tokens, log_probabilities(logits).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+    def _uniform(self, work: _Work, reveal: Tensor) -> Tensor:
+        """The number of each position of `reveal`, `(N,)`: it has one in every step, whether used or not."""
+        return uniform(fold_in(work.keys, _TOKEN), reveal.shape[1])[reveal]
+
+    def _draw_in_turn(self, work: _Work, reveal: Tensor, logits: Tensor, share: Tensor) -> Tensor:
+        """Tokens that see one another where they must; `share` (N,) of the canvas was masked as the step began."""
         judged = self.constraint is not None and self.guide_logits is not None
         if not (self.repetition.bans or judged) or len(logits) == 0:
             return self._draw_together(work, reveal, logits, share)
@@ -304,7 +333,7 @@ class DenoisingLoop:
         if self.guide_logits is not None and len(row) > 0:
             guided = self.guide_logits(work.canvas[row], position, logits).float()
             logits = guided.masked_fill(logits.isneginf(), -math.inf)  # what is ruled out stays so
-        u = uniform(fold_in(work.keys, _TOKEN), reveal.shape[1])[reveal]  # a position's number, whether used or not
+        u = self._uniform(work, reveal)
         if self.constraint is None:
             return self.sampling.choose(logits, u, share)
         both = torch.stack([self.sampling.filtered(logits, share), logits])  # (2, N, V)
@@ -321,15 +350,8 @@ class DenoisingLoop:
         ]
         return torch.cat(parts).to(logits.device) if parts else logits.new_zeros(0, dtype=torch.int64)
 
-    def _scores(self, work: _Work, needed: Tensor, log_probs: Tensor, tokens: Tensor | None) -> Tensor:
-        """Score of each position by the order, `(A, L)`, read from the model's distribution or the tokens drawn."""
-        if self.defer_end and self.end_id is not None and len(log_probs) > 0:
-            log_probs = log_probs.clone()
-            log_probs[:, self.end_id] = -math.inf
-        if tokens is not None:
-            score = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        else:
-            score = position_scores(self.order, log_probs)
+    def _scores(self, work: _Work, needed: Tensor, score: Tensor) -> Tensor:
+        """Score of each position by the order, `(A, L)`, from those of the positions `needed`."""
         scores = torch.zeros(needed.shape, dtype=torch.float64, device=needed.device)
         scores[needed] = score.double()
         if self.order_noise > 0:
@@ -337,29 +359,32 @@ class DenoisingLoop:
             scores += scale.unsqueeze(-1) * gumbel(fold_in(work.keys, _NOISE), needed.shape[1])
         return scores
 
+    def _without_end(self, tokens: Tensor, log_prob: Tensor) -> Tensor:
+        return log_prob if self.deferred_id is None else log_prob.masked_fill(tokens.eq(self.deferred_id), -math.inf)
+
     def _adapt(
-        self, work: _Work, scores: Tensor, needed: Tensor, log_probs: Tensor, planned: Tensor
+        self, work: _Work, scores: Tensor, needed: Tensor, reading: Reading, planned: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Scores and counts of the adaptive rule, `(A, L)` and `(A,)`."""
         rule = cast(AdaptiveCount, self.adaptive)
-        if rule.rule == "independent":
-            among = self._before_ends(needed, log_probs)
-            together = take_independent(scores, among, work.masked, log_probs[among[needed]], rule.bound, rule.most)
+        if reading.log_probs is not None:
+            among = self._before_ends(needed, reading.log_probs)
+            of_those = reading.log_probs[among[needed]]
+            together = take_independent(scores, among, work.masked, of_those, rule.bound, rule.most)
             scores, counts = scores.masked_fill(together, math.inf), together.sum(-1)
         else:
             confidence = torch.zeros(needed.shape, device=needed.device)
             entropy = torch.zeros_like(confidence)
-            confidence[needed] = log_probs.amax(-1).exp()
-            entropy[needed] = -position_scores("entropy", log_probs)
+            confidence[needed], entropy[needed] = cast(Tensor, reading.confidence), cast(Tensor, reading.entropy)
             counts = rule.counts(scores, needed, confidence, entropy)
         return scores, torch.maximum(counts, planned) if self.at_most else counts
 
     def _before_ends(self, needed: Tensor, log_probs: Tensor) -> Tensor:
         """The positions without those where the model expects an end, as `defer_end` wants it, while there are any."""
-        if not self.defer_end or self.end_id is None:
+        if self.deferred_id is None:
             return needed
         words = needed.clone()
-        words[needed] = log_probs.argmax(-1).ne(self.end_id)
+        words[needed] = log_probs.argmax(-1).ne(self.deferred_id)
         return torch.where(words.any(-1, keepdim=True), words, needed)
 
     def _report(self, step: DenoisingStep, work: _Work) -> DenoisingStep:

@@ -6,7 +6,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-# (canvas (B, L) int64, needed (B, L) bool) -> logits (needed.sum(), V), in the row-major order of `needed`
+# (canvas (B, L) int64, needed (B, L) bool) -> logits (needed.sum(), V), in the row-major order of `needed`, in any
+# floating dtype. They are a tensor of their own: what may not be generated is set to -inf in it.
 PredictLogits = Callable[[Tensor, Tensor], Tensor]
 # (canvas (N, L) of each row of logits, logits (N, V)) -> logits (N, V): what a LogitsProcessorList is, which declares
 # its arguments as the narrower LongTensor and FloatTensor, so the arguments are left open here

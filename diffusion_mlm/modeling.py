@@ -3,8 +3,8 @@
 import copy
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from .aligned_head import aligned_rows
 from .hub_access import HubSource, require_repository
 from .initialization import start_at_neighbors, start_by_copying, start_rotary
+from .last_layer import last_layer, on_rows
 from .presets import PRESETS as PRESETS
 from .presets import preset_config as preset_config
 from .qk_norm import QkNormConfig
@@ -246,20 +248,41 @@ def _keep_rows(base_model: nn.Module, rows: Tensor) -> Iterator[None]:
 
 
 _selects_rows: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_finishes_rows: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether `last_layer.on_rows` holds, too
 
 
 def selects_rows(model: nn.Module) -> bool:
     """Whether the head of this model can run on chosen rows only; found out once, on four tokens, by comparing."""
     model = unwrap(model)
     if model not in _selects_rows:
-        _selects_rows[model] = _probe_row_selection(model)
+        _selects_rows[model] = _probe(model, _keep_rows)
         if not _selects_rows[model] and hasattr(model, "base_model"):  # `ExactDenoiser` has no head
             logger.warning("%s computes logits at all positions: its head cannot be separated.", type(model).__name__)
     return _selects_rows[model]
 
 
+def _is_compiled(model: Any) -> bool:
+    """Whether a model is compiled as a whole, wrapped or not: what changes at each call would compile it anew."""
+    while model is not None:
+        if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+            return True
+        model = getattr(model, "module", None)
+    return False
+
+
+def _layer_to_finish(model: nn.Module) -> nn.Module | None:
+    """The last layer of a model if it can run on chosen rows only; found out once, by comparing."""
+    layer = last_layer(model.base_model)  # type: ignore[arg-type]
+    if layer is None:
+        return None
+    if model not in _finishes_rows:
+        _finishes_rows[model] = _probe(model, lambda _, rows: on_rows(layer, rows))
+    return layer if _finishes_rows[model] else None
+
+
 @torch.no_grad()
-def _probe_row_selection(model: nn.Module) -> bool:
+def _probe(model: nn.Module, keeping: Callable[[nn.Module, Tensor], AbstractContextManager[None]]) -> bool:
+    """Whether logits computed while `keeping` two rows of four are those that the model gives there."""
     base_model = getattr(model, "base_model", None)
     parameter = next(model.parameters(), None)
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
@@ -271,7 +294,7 @@ def _probe_row_selection(model: nn.Module) -> bool:
     model.eval()
     try:
         full = model(input_ids=ids).logits
-        with _keep_rows(base_model, rows):
+        with keeping(base_model, rows):
             selected = model(input_ids=ids).logits
         if selected.shape[:2] != (1, 2):
             return False
@@ -288,6 +311,8 @@ def _probe_row_selection(model: nn.Module) -> bool:
 def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
     """Logits at chosen positions only; the head, the larger part of a small model, is not run on the others.
 
+    Nor is the last layer of an encoder like RoBERTa's.
+
     Args:
         model (`torch.nn.Module`): any masked language model, also wrapped in `DistributedDataParallel`.
         rows (`torch.BoolTensor` of shape `(B, L)`): N positions.
@@ -300,7 +325,10 @@ def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
     if not selects_rows(inner):
         return model(**inputs).logits[rows]
     base: Any = inner.base_model  # a module, by `selects_rows`; torch types attributes as Tensor | Module
-    with _keep_rows(base, rows):
+    layer = None if _is_compiled(model) else _layer_to_finish(inner)
+    keeping = _keep_rows(base, rows) if layer is None or not rows.any() else on_rows(layer, rows)
+    head = getattr(inner, "get_output_embeddings", lambda: None)()  # type: ignore[operator]
+    with keeping, aligned_rows(head):
         logits = model(**inputs).logits
     if logits.shape[1] != int(rows.sum()):
         raise RuntimeError(

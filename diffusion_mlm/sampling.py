@@ -225,11 +225,14 @@ class Sampling:
         Raises:
             NonFiniteLogitsError: if a row holds NaN or +inf, or only -inf.
         """
-        logits = log_probabilities(logits)  # the largest is at most 0, so no temperature can overflow it
+        return self._filtered(log_probabilities(logits), masked_share)
+
+    def _filtered(self, logits: Tensor, masked_share: Tensor | None) -> Tensor:
+        """`filtered` for log-probabilities: the largest is at most 0, so no temperature can overflow it."""
         if self.is_greedy:
             return keep_top_k(logits, 1)
         if self.temperature_end is None:
-            logits = temper(logits, self.temperature)
+            logits = logits if self.temperature == 1 else temper(logits, self.temperature)
         else:
             if masked_share is None:
                 raise ValueError("`temperature_end` needs `masked_share`: one share per row of logits.")
@@ -258,9 +261,13 @@ class Sampling:
         Raises:
             NonFiniteLogitsError: if a row holds NaN or +inf, or only -inf.
         """
+        return self.choose_from(log_probabilities(logits), u, masked_share)
+
+    def choose_from(self, log_probs: Tensor, u: Tensor, masked_share: Tensor | None = None) -> Tensor:
+        """`choose` for `log_probabilities` instead of logits."""
         if self.is_greedy:
-            return log_probabilities(logits).argmax(-1)
-        return draw(self.filtered(logits, masked_share), u)
+            return log_probs.argmax(-1)
+        return draw(self._filtered(log_probs, masked_share), u)
 
 
 def _is_number(value: object) -> bool:

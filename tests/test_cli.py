@@ -30,6 +30,7 @@ from diffusion_mlm.denoising import REVEALS
 from diffusion_mlm.errors import HubUnavailableError, NonFiniteLossError, NotAllowedError, OutputDirectoryError
 from diffusion_mlm.generation import generate, load_generator
 from diffusion_mlm.generation_config import DEFAULTS, PRESETS
+from diffusion_mlm.precision import DTYPES
 from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.sampling import NonFiniteLogitsError, SamplingMethod
 from diffusion_mlm.schedules import SCHEDULES
@@ -101,6 +102,7 @@ def test_help_shows_defaults(run: Command, verb: str, default: str) -> None:
 
 def test_help_of_generate_tells_the_true_choices_and_defaults() -> None:
     assert {
+        "dtype": list(DTYPES),
         "preset": list(PRESETS),
         "schedule": list(SCHEDULES),
         "reveal": list(REVEALS),

@@ -17,6 +17,7 @@ from diffusion_mlm.corruption import ForwardProcess
 from diffusion_mlm.evaluation.answers import write_answers
 from diffusion_mlm.evaluation.continuations import score_continuations
 from diffusion_mlm.modeling import load_model
+from diffusion_mlm.precision import compile_layers
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -87,6 +88,17 @@ def test_greedy_text_is_that_of_the_cpu():
     settings = {"preset": "greedy", "seed": 0}
     here = generate(model, tokenizer, prefixes, **settings).texts
     assert generate(model.cuda(), tokenizer, prefixes, **settings).texts == here
+
+
+@pytest.mark.parametrize("settings", [{"preset": "greedy"}, {"preset": "fast"}])
+def test_recorded_layers_write_the_same_text_whatever_the_shapes(settings):
+    model, tokenizer = load_generator(STORIES_GENERATOR)
+    model.cuda()
+    prefixes = ["Once upon a time, Mia", "", "A clever boy named Ben"]
+    before = generate(model, tokenizer, prefixes, seed=0, **settings).texts
+    compile_layers(model)
+    assert generate(model, tokenizer, prefixes, seed=0, **settings).texts == before
+    assert generate(model, tokenizer, prefixes[:1], seed=0, **settings).texts == before[:1]
 
 
 @pytest.mark.parametrize("settings", [{}, {"remask": "remdm_conf", "steps": 40}, {"adaptive": "threshold"}])

@@ -26,6 +26,7 @@ MATHEMATICS = (
     "remasking",
     "reveal_plan",
     "repetition",
+    "reading",
     "denoising_step",
     "denoising_loop",
     "denoising",
@@ -45,7 +46,11 @@ TEXT_AND_MODELS = (
     "qk_norm",
     "time_conditioning",
     "presets",
+    "aligned_head",
+    "cuda_graphs",
+    "last_layer",
     "modeling",
+    "precision",
     "token_weights",
     "lora",
     "story_language",
@@ -69,7 +74,7 @@ TEXT_FIGURES = (
 # What anybody may import, because it imports nothing but itself.
 FOUNDATIONS = ("errors", "hub_access", "run_lock", "sealed_checkpoints")
 SURFACES = ("cli", "demo")
-OPTIONAL_PACKAGES = ("PIL", "gradio", "lm_eval", "matplotlib", "mauve", "peft", "tensorboard", "trackio")
+OPTIONAL_PACKAGES = ("PIL", "gradio", "lm_eval", "matplotlib", "mauve", "peft", "tensorboard", "torchao", "trackio")
 # Subclasses of an optional package's classes: the one package each may load, while nobody may load it unasked.
 ADAPTERS = {"evaluation.lm_eval_model": "lm_eval"}
 

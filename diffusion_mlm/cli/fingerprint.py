@@ -49,8 +49,9 @@ def digest_of_model(model: nn.Module) -> str:
     def parts() -> Iterable[bytes]:
         yield json.dumps(training_facts(model), sort_keys=True).encode()
         for name, tensor in sorted(model.state_dict().items()):
+            plain = tensor if type(tensor) is torch.Tensor else tensor.dequantize()  # int8 of torchao
             yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-            yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+            yield plain.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
     return digest(parts())
 

@@ -1,6 +1,7 @@
 """The options of `generate`, `infill` and `edit` that are settings of `DiffusionGenerationConfig`."""
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,10 @@ from .checkpoint_arguments import CheckpointArguments, load_checkpoint
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# As in `schedules`, `sampling`, `unmasking`, `remasking` and `generation_config`: --help does not wait for torch.
+# As in `schedules`, `sampling`, `unmasking`, `remasking`, `generation_config`, `precision`: --help does not wait for
+# torch.
 CHOICES = {
+    "dtype": ["float32", "bfloat16", "int8"],
     "preset": ["default", "quality", "fast", "greedy", "faithful", "guide"],
     "schedule": ["linear", "cosine", "exponential", "maskgit", "survival"],
     "reveal": ["planned", "ancestral"],
@@ -86,6 +89,16 @@ class GenerationSettings(CheckpointArguments):
     )
     num_samples: int | None = setting("num_return_sequences", "Samples per text.", "1")
     batch_size: int | None = setting("batch_size", "Rows per call of the model; the text is the same.", "64")
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Format of the weights. int8 takes the extra `int8`, a CPU, and pays with --torch-compile.",
+            "choices": CHOICES["dtype"],
+        },
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the layers: half a minute once, faster for long runs."}
+    )
     seed: int | None = field(
         default=None, metadata={"help": "Sample j of a text uses seed + j. (default: a new one, shown)"}
     )
@@ -95,10 +108,12 @@ class GenerationSettings(CheckpointArguments):
             raise ValueError(f"`--num-samples` must be a whole number of at least 1, not {self.num_samples}.")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise ValueError(f"`--seed` must be a whole number in [0, 2**32), not {self.seed}.")
+        if self.dtype == "int8" and importlib.util.find_spec("torchao") is None:
+            raise ValueError("`--dtype int8` needs another package: pip install 'diffusion-mlm[int8]'.")
 
     def settings(self) -> dict[str, Any]:
         """The settings of `DiffusionGenerationConfig` that were given."""
-        others = {of.name for of in dataclasses.fields(CheckpointArguments)} | {"seed"}
+        others = {of.name for of in dataclasses.fields(CheckpointArguments)} | {"seed", "dtype", "torch_compile"}
         names = {of.name for of in dataclasses.fields(GenerationSettings)} - others
         names |= {"max_new_tokens", "stride"}  # of those verbs that have them
         given = {name: value for name, value in dataclasses.asdict(self).items() if name in names}
@@ -119,8 +134,18 @@ class GenerationSettings(CheckpointArguments):
 
 
 def load(args: GenerationSettings) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """The generator that the options name, on the GPU if there is one."""
-    return load_checkpoint(args.checkpoint_to_load(), args.trust_remote_code)
+    """The generator that the options name, on the GPU if there is one.
+
+    Raises:
+        ValueError, ImportError: see `load_checkpoint`, `set_precision` and `compile_layers`.
+    """
+    model, tokenizer = load_checkpoint(args.checkpoint_to_load(), args.trust_remote_code)
+    if args.dtype == "float32" and not args.torch_compile:
+        return model, tokenizer
+    from ..precision import compile_layers, set_precision
+
+    set_precision(model, args.dtype)
+    return compile_layers(model) if args.torch_compile else model, tokenizer
 
 
 def require_text(text: str, argument: str) -> None:

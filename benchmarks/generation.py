@@ -1,0 +1,499 @@
+"""Speed of generation: the shipped engine beside a plain loop that stands for the samplers of today.
+
+    python benchmarks/generation.py --rows 'small-*-float32-float32' --output results/generation_small.json
+    python benchmarks/generation.py --rows 'base-b8-16+64-greedy-*' --max-seconds 250 --output results/base.json
+    python benchmarks/generation.py --device cuda --rows '*-greedy-bfloat16-bfloat16' --output results/gpu.json
+    python benchmarks/generation.py --table results/generation_*.json --output results/generation_speed.md
+
+The plain loop asks for the logits of every position at every step, draws from them by float64 Gumbel noise over the
+vocabulary and picks places row by row. Both fill the same canvases with the same weights, by the same rule, in the
+same number of forwards. In float32 the greedy texts must be equal, token for token, and another prompt must change
+them, or nothing is timed; the weights are random, of such sizes that texts depend on prompts.
+
+The variants take turns, ours under two names: the ratio of these two is what noise does, and nothing below it is a
+difference. Seconds are of all threads of the process (one by default) on a CPU, of the wall clock on a GPU. `x_floor`
+is the time over that of the matrix products that are needed, at the best rate the machine reached in the same run:
+those of the encoder at every position, of its last layer and the head where a token may come.
+"""
+
+import fnmatch
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import RobertaConfig, RobertaForMaskedLM, RobertaTokenizerFast
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training import SHAPES, matmul_rate, tokenizer_of  # a neighbour, not a package
+
+from diffusion_mlm import DiffusionGenerationConfig
+from diffusion_mlm.canvas import Canvas
+from diffusion_mlm.cli import report_error
+from diffusion_mlm.cli.parsing import parse
+from diffusion_mlm.filling import fill_canvases
+from diffusion_mlm.modeling import logits_at
+from diffusion_mlm.precision import compile_layers, set_precision
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_TELLING = {"embeddings": 10, "query": 5, "key": 5}  # times the usual standard deviation
+OURS, AGAIN, PLAIN = "ours", "ours again", "plain loop"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line of the table compares.
+
+    The rule: `greedy`, by confidence; `confidence`, of tokens drawn at T = 1; `random` places, tokens drawn at T = 1.
+    The formats of both sides: float32, bfloat16; int8 on ours.
+    """
+
+    shape: str
+    batch_size: int
+    prompt: int
+    new: int
+    steps: int
+    rule: str
+    ours: str
+    plain: str
+
+    @property
+    def name(self) -> str:
+        size = f"{self.prompt}+{self.new}"
+        return "-".join([self.shape, f"b{self.batch_size}", size, self.rule, self.ours, self.plain])
+
+    @property
+    def counts(self) -> int:
+        """Positions that a step reveals."""
+        return self.new // self.steps
+
+
+def rows_of_table() -> list[Row]:
+    """All rows; `--rows` chooses among them."""
+    dtypes = [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"), ("int8", "float32")]
+    steps = {("small", 1): 16, ("small", 8): 16, ("small", 16): 8, ("base", 1): 16, ("base", 8): 4, ("base", 16): 4}
+    return [
+        Row(shape, batch_size, prompt, new, number, rule, *both)
+        for prompt, new in ((16, 64), (128, 128))
+        for (shape, batch_size), number in steps.items()
+        for rule in ("greedy", "confidence", "random")
+        for both in dtypes
+    ]
+
+
+@dataclass
+class GenerationBenchmarkArguments:
+    """What is timed."""
+
+    rows: list[str] = field(
+        default_factory=lambda: ["small-b*-16+64-greedy-float32-float32"],
+        metadata={"help": "Names of rows, or patterns of names; --list-rows shows them."},
+    )
+    list_rows: bool = field(default=False, metadata={"help": "Print the names of all rows."})
+    device: str = field(default="cpu", metadata={"help": "Where.", "choices": ["cpu", "cuda"]})
+    threads: int = field(default=1, metadata={"help": "Threads on the CPU."})
+    rounds: int = field(default=7, metadata={"help": "Turns of every variant."})
+    max_seconds: float | None = field(
+        default=None, metadata={"help": "No turn begins later than that; each row gets its share. (default: no limit)"}
+    )
+    torch_compile: bool = field(default=False, metadata={"help": "Compile the layers, on our side."})
+    output: str | None = field(default=None, metadata={"help": "File to write: JSON, or Markdown with --table."})
+    table: list[str] = field(
+        default_factory=list, metadata={"help": "Time nothing: make one table of these JSON files."}
+    )
+
+
+def build(shape: str | dict[str, int], length: int, device: str) -> RobertaForMaskedLM:
+    """A RoBERTa with random weights by which positions and prompts differ in what is predicted.
+
+    At one standard deviation for all matrices, texts are alike whatever the prompt (0.02), or positions are (0.2).
+    """
+    size = SHAPES[shape] if isinstance(shape, str) else shape
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        **size,
+        intermediate_size=4 * size["hidden_size"],
+        max_position_embeddings=length + 2,
+        type_vocab_size=1,
+        initializer_range=0.02 * (768 / size["hidden_size"]) ** 0.5,
+    )
+    with torch.device(device):
+        model = RobertaForMaskedLM._from_config(config, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and any(part in name for part in _TELLING):
+                weight.mul_(next(times for part, times in _TELLING.items() if part in name))
+    return model
+
+
+@torch.no_grad()
+def plain_loop(
+    model: nn.Module, canvas: Tensor, row: Row, mask_id: int, forbidden: list[int], seed: int = 0
+) -> Tensor:
+    """Fills the masks of a canvas, `(B, L)`, in the way of today's samplers."""
+    canvas = canvas.clone()
+    generator = torch.Generator(canvas.device).manual_seed(seed)
+    for _ in range(row.steps):
+        logits = model(input_ids=canvas).logits  # (B, L, V)
+        logits[..., forbidden] = -torch.inf
+        if row.rule == "greedy":
+            tokens = logits.argmax(-1)
+        else:
+            noise = torch.rand(logits.shape, dtype=torch.float64, device=logits.device, generator=generator)
+            tokens = (logits.double() - (-noise.log()).log()).argmax(-1)
+        if row.rule == "random":
+            confidence = torch.rand(tokens.shape, device=logits.device, generator=generator)
+        else:
+            confidence = torch.softmax(logits, -1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        confidence = confidence.masked_fill(canvas.ne(mask_id), -torch.inf)
+        for number in range(len(canvas)):
+            places = confidence[number].topk(row.counts).indices
+            canvas[number, places] = tokens[number, places]
+    return canvas
+
+
+def our_engine(model: nn.Module, tokenizer: RobertaTokenizerFast, canvas: Tensor, row: Row, seed: int = 0) -> Tensor:
+    """The same by what `generate` calls once it has ids."""
+    config = DiffusionGenerationConfig(
+        steps=row.steps,
+        schedule="linear",
+        order="random" if row.rule == "random" else "confidence",
+        order_from="sample" if row.rule == "confidence" else "distribution",
+        sampling="greedy" if row.rule == "greedy" else "nucleus",
+        top_p=1.0,
+    )
+    to_fill = canvas.eq(tokenizer.mask_token_id)
+    canvases = [
+        Canvas(ids, fill, [not filled for filled in fill], seed + number)
+        for number, (ids, fill) in enumerate(zip(canvas.tolist(), to_fill.tolist(), strict=True))
+    ]
+    for step in fill_canvases(model, tokenizer, canvases, config):
+        filled = step.canvas
+    return filled
+
+
+class Bench:
+    """Models, canvases and both ways to fill them, for the rows of one process."""
+
+    def __init__(self, device: str, torch_compile: bool = False, shapes: dict[str, dict[str, int]] = SHAPES) -> None:
+        self.device, self.torch_compile, self.shapes = device, torch_compile, shapes
+        self.models: dict[tuple[str, str, bool], nn.Module] = {}
+        self.rates: dict[str, float] = {}
+
+    def tokenizer(self, row: Row) -> RobertaTokenizerFast:
+        return tokenizer_of(self.shapes[row.shape]["vocab_size"], 512)
+
+    def model(self, shape: str, dtype: str, compiled: bool = False) -> nn.Module:
+        key = (shape, dtype, compiled)
+        if key not in self.models:
+            model = set_precision(build(self.shapes[shape], 512, self.device), dtype)
+            self.models[key] = compile_layers(model) if compiled else model
+            with torch.no_grad():  # what is found out once about a model is none of the work that is counted
+                ids = torch.full((1, 2), 5, device=self.device)
+                logits_at(self.models[key], ids.eq(5), input_ids=ids)
+        return self.models[key]
+
+    def canvas(self, row: Row, seed: int = 0) -> Tensor:
+        vocab_size = self.shapes[row.shape]["vocab_size"]
+        generator = torch.Generator().manual_seed(seed)
+        prompt = torch.randint(4, vocab_size - 1, (row.batch_size, row.prompt), generator=generator)
+        masks = torch.full((row.batch_size, row.new), vocab_size - 1)  # where `tokenizer_of` has the mask
+        return torch.cat([prompt, masks], dim=1).to(self.device)
+
+    def variants(self, row: Row) -> dict[str, Callable[[Tensor], Tensor]]:
+        tokenizer = self.tokenizer(row)
+        ours = self.model(row.shape, row.ours, self.torch_compile or row.ours == "int8")
+        plain = self.model(row.shape, row.plain)
+        forbidden = sorted(tokenizer.all_special_ids)
+
+        def run_ours(canvas: Tensor) -> Tensor:
+            return our_engine(ours, tokenizer, canvas, row)
+
+        def run_plain(canvas: Tensor) -> Tensor:
+            return plain_loop(plain, canvas, row, int(tokenizer.mask_token_id), forbidden)
+
+        return {PLAIN: run_plain, OURS: run_ours, AGAIN: run_ours}
+
+    def compare(self, row: Row) -> dict[str, Any]:
+        """Runs both once: the work each does, and how far their texts agree.
+
+        Raises:
+            RuntimeError: greedy texts of float32 differ, do not depend on the prompt, or hold masks; or the forwards
+                differ in number.
+        """
+        variants, canvas = self.variants(row), self.canvas(row)
+        found, work = {}, {}
+        for name, dtype, compiled in (
+            (PLAIN, row.plain, False),
+            (OURS, row.ours, self.torch_compile or row.ours == "int8"),
+        ):
+            with counted(self.model(row.shape, dtype, compiled)) as counts:
+                found[name] = variants[name](canvas)
+            work[name] = dict(counts)
+        agreement = float((found[OURS] == found[PLAIN])[:, row.prompt :].float().mean())
+        mask_id = int(self.tokenizer(row).mask_token_id)
+        if any(bool(ids.eq(mask_id).any()) for ids in found.values()):
+            raise RuntimeError(f"{row.name}: masks are left.")
+        if work[OURS]["forwards"] != work[PLAIN]["forwards"]:
+            raise RuntimeError(
+                f"{row.name}: {work[OURS]['forwards']} forwards, the plain loop {work[PLAIN]['forwards']}."
+            )
+        exact = row.rule == "greedy" and row.ours == row.plain == "float32"
+        if exact:
+            other = variants[OURS](self.canvas(row, seed=1))
+            changed = float((other != found[OURS])[:, row.prompt :].float().mean())
+            if agreement < 1 or changed < 0.2:
+                raise RuntimeError(
+                    f"{row.name}: {agreement:.2%} of the tokens are those of the plain loop, and another prompt "
+                    f"changes {changed:.2%} of them."
+                )
+        return {"equal_tokens": agreement if row.rule == "greedy" else None, "work": work}
+
+
+class counted:
+    """Counts the rows that encoder and head of a model see."""
+
+    def __init__(self, model: Any) -> None:
+        self.model, self.counts = model, {"forwards": 0, "encoder_positions": 0, "head_rows": 0}
+
+    def __enter__(self) -> dict[str, int]:
+        def encoder(_module: nn.Module, args: Any, output: Tensor) -> None:
+            self.counts["forwards"] += len(output)
+            self.counts["encoder_positions"] += output.shape[:2].numel()
+
+        def head(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self.counts["head_rows"] += args[0].shape[:-1].numel()
+
+        self.handles = [
+            self.model.roberta.embeddings.register_forward_hook(encoder),
+            self.model.lm_head.register_forward_pre_hook(head),
+        ]
+        return self.counts
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def needed_flops(size: dict[str, int], row: Row, head_rows: int) -> float:
+    """Of the matrix products that `head_rows` distributions take in all steps; see the head of this file."""
+    width, layers, vocab = size["hidden_size"], size["num_hidden_layers"], size["vocab_size"]
+    length = row.prompt + row.new
+    positions = row.steps * row.batch_size * length
+    whole_layers = positions * (layers - 1) * (24 * width**2 + 4 * length * width)
+    last_layer = positions * 4 * width**2 + head_rows * (20 * width**2 + 4 * length * width)
+    return whole_layers + last_layer + head_rows * 2 * (width**2 + width * vocab)
+
+
+def timed(run: Callable[[], Any], device: str) -> tuple[float, float]:
+    """Seconds of the wall clock, and of all threads of the process."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def peak_mib(run: Callable[[], Any], device: str) -> float | None:
+    """Memory that a call needs beyond what there is before it, in MiB; None where the system does not tell."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+        before = _status("VmRSS")
+        run()
+        return (_status("VmHWM") - before) / 1024
+    except OSError:
+        return None
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def measure(
+    bench: Bench, row: Row, rounds: int, seconds: float, report: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Times one row, and reports after every round what is known by then."""
+    deadline = time.perf_counter() + seconds
+    facts = bench.compare(row)
+    variants, canvas = bench.variants(row), bench.canvas(row)
+    peaks = {name: peak_mib(lambda name=name: variants[name](canvas), bench.device) for name in (PLAIN, OURS)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+    clock = 0 if bench.device == "cuda" else 1
+    rates = [gemm_rate(row.ours, bench.device)]
+    longest = 0.0
+    for turn in range(rounds):
+        if turn > 0 and time.perf_counter() + longest > deadline:
+            break
+        start = time.perf_counter()
+        for name in variants if turn % 2 == 0 else reversed(variants):
+            times[name].append(timed(lambda name=name: variants[name](canvas), bench.device))
+        longest = time.perf_counter() - start
+        result = {**asdict(row), "name": row.name, "device": bench.device, "compiled": bench.torch_compile, **facts}
+        result |= summary(bench, row, times, clock, rates, facts["work"][OURS]["head_rows"])
+        result["peak_mib"] = peaks
+        report(result)
+    rates.append(gemm_rate(row.ours, bench.device))
+    result |= summary(bench, row, times, clock, rates, facts["work"][OURS]["head_rows"])
+    report(result)
+    return result
+
+
+def gemm_rate(dtype: str, device: str) -> float | None:
+    return matmul_rate(DTYPES[dtype], device) if dtype in DTYPES else None
+
+
+def summary(
+    bench: Bench,
+    row: Row,
+    times: dict[str, list[tuple[float, float]]],
+    clock: int,
+    rates: list[float | None],
+    head_rows: int,
+) -> dict[str, Any]:
+    """Medians, and ratios that are medians of the ratios within a round."""
+
+    def ratio(above: str, below: str, which: int = clock) -> float:
+        pairs = zip(times[above], times[below], strict=True)
+        return statistics.median(first[which] / second[which] for first, second in pairs)
+
+    flops = needed_flops(bench.shapes[row.shape], row, head_rows)
+    known = [rate for rate in rates if rate is not None]
+    seconds = {name: statistics.median(pair[clock] for pair in pairs) for name, pairs in times.items()}
+    return {
+        "rounds": len(times[OURS]),
+        "seconds": seconds,
+        "seconds_least": {name: min(pair[clock] for pair in pairs) for name, pairs in times.items()},
+        "seconds_most": {name: max(pair[clock] for pair in pairs) for name, pairs in times.items()},
+        "wall_seconds": {name: statistics.median(pair[0] for pair in pairs) for name, pairs in times.items()},
+        "tokens_per_second": {name: row.batch_size * row.new / value for name, value in seconds.items()},
+        "speed_over_plain": ratio(PLAIN, OURS),
+        "wall_speed_over_plain": ratio(PLAIN, OURS, 0),
+        "ours_against_itself": ratio(AGAIN, OURS),
+        "needed_gflop": flops / 1e9,
+        "matmul_gflops_before_after": [rate / 1e9 for rate in known],
+        "x_floor": seconds[OURS] * max(known) / flops if known else None,
+        "load": os.getloadavg()[0],
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def benchmark(args: GenerationBenchmarkArguments) -> dict[str, Any]:
+    torch.set_num_threads(args.threads)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    chosen = [row for row in rows_of_table() if any(fnmatch.fnmatchcase(row.name, name) for name in args.rows)]
+    if not chosen:
+        raise ValueError(f"`--rows` {' '.join(args.rows)} is none of the rows: --list-rows shows them.")
+    bench, figures = Bench(args.device, args.torch_compile), {"machine": machine(args.device), "rows": []}
+    end = time.perf_counter() + (args.max_seconds if args.max_seconds is not None else float("inf"))
+    for number, row in enumerate(chosen):
+        figures["rows"].append(None)
+
+        def report(result: dict[str, Any]) -> None:
+            figures["rows"][-1] = result
+            write(args.output, json.dumps(figures, indent=2, allow_nan=False) + "\n")
+            print(line_of(result), file=sys.stderr, flush=True)
+
+        measure(bench, row, args.rounds, (end - time.perf_counter()) / (len(chosen) - number), report)
+    return figures
+
+
+def line_of(result: dict[str, Any]) -> str:
+    seconds = ", ".join(f"{name} {value:.3f}" for name, value in result["seconds"].items())
+    floor = "" if result["x_floor"] is None else f", {result['x_floor']:.2f} x floor"
+    return (
+        f"{result['name']}: {result['rounds']} rounds, {result['speed_over_plain']:.2f} x plain "
+        f"(A/A {result['ours_against_itself']:.2f}){floor}; s: {seconds}"
+    )
+
+
+def write(path: str | None, text: str) -> None:
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def table_of(files: Iterable[str]) -> str:
+    """One Markdown table of what several runs measured."""
+    head = (
+        "| shape | batch | tokens | rule | forwards | ours / plain | tokens/s ours | speed over plain | A/A | x floor "
+        "| equal tokens | head rows ours / plain | peak MiB ours / plain | rounds | load | machine |"
+    )
+    lines = [head, "|" + " --- |" * (head.count("|") - 1)]
+    for name in files:
+        figures = json.loads(Path(name).read_text(encoding="utf-8"))
+        where = figures["machine"]
+        described = f"{where['device']}, {where['threads']} thread, torch {where['torch']}"
+        for row in filter(None, figures["rows"]):
+            work, peaks = row["work"], row["peak_mib"]
+            known = [row["ours"] + (", compiled" if row["compiled"] else ""), row["plain"]]
+            cells = [
+                row["shape"],
+                row["batch_size"],
+                f"{row['prompt']} + {row['new']}",
+                row["rule"],
+                work[OURS]["forwards"],
+                " / ".join(known),
+                f"{row['tokens_per_second'][OURS]:.0f}",
+                f"{row['speed_over_plain']:.2f}",
+                f"{row['ours_against_itself']:.2f}",
+                "" if row["x_floor"] is None else f"{row['x_floor']:.2f}",
+                "" if row["equal_tokens"] is None else f"{row['equal_tokens']:.1%}",
+                f"{work[OURS]['head_rows']} / {work[PLAIN]['head_rows']}",
+                " / ".join("" if peaks[key] is None else f"{peaks[key]:.0f}" for key in (OURS, PLAIN)),
+                row["rounds"],
+                f"{row['load']:.1f}",
+                described,
+            ]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    (args,) = parse([GenerationBenchmarkArguments], argv, "generation benchmark")
+    if args.list_rows:
+        print("\n".join(row.name for row in rows_of_table()))
+    elif args.table:
+        text = table_of(args.table)
+        write(args.output, text)
+        print(text, end="")
+    else:
+        for result in benchmark(args)["rows"]:
+            print(line_of(result))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (ValueError, OSError, RuntimeError) as error:
+        sys.exit(report_error(error))

@@ -1,0 +1,51 @@
+"""The output embedding with aligned rows: the CPU multiplies faster into rows that begin where a cache line does.
+
+RoBERTa's vocabulary has 50,265 tokens, an odd number, so that the rows of its logits begin anywhere. Into rows that
+are a little longer, of which only the logits are looked at, the same product takes three quarters of the time.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LINE = 16  # float32 numbers of a cache line
+
+
+@contextmanager
+def aligned_rows(head: Any) -> Iterator[None]:
+    """Has an output embedding return a view of longer rows, where that pays; for use without gradients."""
+    if not _pays(head):
+        yield
+        return
+
+    def forward(hidden_states: Tensor) -> Tensor:
+        flat = hidden_states.flatten(0, -2)
+        size = len(head.weight)
+        logits = flat.new_empty(len(flat), -(-size // _LINE) * _LINE)[:, :size]
+        if head.bias is None:
+            torch.mm(flat, head.weight.T, out=logits)
+        else:
+            torch.addmm(head.bias, flat, head.weight.T, out=logits)
+        return logits.unflatten(0, hidden_states.shape[:-1])
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+def _pays(head: Any) -> bool:
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) is nn.Parameter
+        and head.weight.dtype == torch.float32
+        and head.weight.device.type == "cpu"
+        and len(head.weight) % _LINE != 0
+        and not torch.is_grad_enabled()
+        and head._compiled_call_impl is None
+        and "forward" not in vars(head)
+    )
