@@ -167,8 +167,8 @@ def _effect(config: DiffusionGenerationConfig, num_new: int | None) -> tuple[Any
     plan: tuple[Any, ...] = (config.schedule, config.steps, config.steps is None and config.steps_per_token)
     parameter = _PARAMETER_OF_SAMPLING.get(sampling.method)
     tokens = (sampling.method, parameter and getattr(sampling, parameter), config.temperature, config.temperature_end)
-    others = ("order", "order_noise", "order_from", "min_gap", "defer_end", "guidance_scale", "repetition_penalty")
-    others += ("reveal", "final_pass")
+    others = ["order", "order_noise", "order_from", "min_gap", "defer_end", "guidance_scale", "repetition_penalty"]
+    others += ["reveal", "final_pass"]
     return (
         () if one_by_one and config.reveal == "planned" and not remasking.revises else plan,
         () if sampling.is_greedy else tokens,
