@@ -1,4 +1,4 @@
-"""First weights of a RoBERTa from scratch: what every trained one has found out, given at the start.
+"""First weights of an encoder from scratch: what every trained one has found out, given at the start.
 
 A masked model of text must move words (a name that recurs fills a blank) and must know what stands beside a blank.
 With the usual random start it finds out neither for thousands of steps, and until then predicts word frequencies.
@@ -58,3 +58,47 @@ def start_at_neighbors(model: PreTrainedModel, peak: float = 10.0) -> None:
         rows = slice(head * width, head * width + 2 * half)
         attention.query.weight[rows, : 2 * half] = sharpness * turn
         attention.key.weight[rows, : 2 * half] = sharpness * torch.eye(2 * half)
+
+
+@torch.no_grad()
+def start_rotary(model: PreTrainedModel, peak: float = 5.0) -> None:
+    """The same two starts for a EuroBERT, whose positions turn queries and keys and whose projections have no bias.
+
+    Every token embedding gets the same first number. Where the head is tied to the embeddings, it moves all logits
+    alike, which changes no probability; in the first layer it is the bias that queries and keys lack. There the key is
+    (1, 0) in each pair of dimensions that positions turn by `w_k` per place, and the query of a head is turned by
+    `w_k` times the head's offset, so that a score is `sum_k cos(w_k (i + offset - j))` for the pairs that turn fast.
+
+    The values of every layer are copied at the size of an embedding, since here norms stand before the layers and not
+    behind them. The last norm starts so small that the logits have a spread of 0.2: all tokens are predicted alike.
+
+    Args:
+        model: a EuroBERT with as many keys as queries, with or without norms of them, with the usual start.
+        peak (`float`): by how much the score of a head's place, before the softmax, exceeds that of the places beside
+            it.
+    """
+    config, encoder = model.config, model.base_model
+    table, last_norm, attention = encoder.embed_tokens.weight, encoder.norm.weight, encoder.layers[0].self_attn  # type: ignore[union-attr, index]  # EuroBERT's, which mypy does not know
+    width, spread = config.head_dim, config.initializer_range
+    constant = 4 * spread  # well above the other numbers, and still a small part of what words have in common
+    table[:, 0] = constant
+    table[config.pad_token_id] = 0
+    size = math.sqrt(spread**2 + constant**2 / config.hidden_size)  # root mean square of an embedding
+    frequency = encoder.rotary_emb.inv_freq.double()  # type: ignore[union-attr]  # as above
+    turns = frequency > 0.05
+    sharpness = peak * math.sqrt(width) / float((1 - frequency[turns].cos()).sum())
+    length = math.sqrt(sharpness) * turns * size / constant  # the norm before the layer divides by the size
+    for head in range(config.num_attention_heads):
+        angle = frequency * (head // 2 + 1) * (1 if head % 2 else -1)
+        rows = slice(head * width, (head + 1) * width)
+        attention.q_proj.weight[rows, 0] = torch.cat([length * angle.cos(), length * angle.sin()]).float()
+        attention.k_proj.weight[rows, 0] = torch.cat([length, torch.zeros_like(length)]).float()
+    if hasattr(attention, "q_norm"):  # brings the root mean square to 1, so that its weight is what it was
+        weight = math.sqrt(sharpness * int(turns.sum()) / width)
+        attention.q_norm.weight.fill_(weight)
+        attention.k_norm.weight.fill_(weight)
+    for layer in encoder.layers:  # type: ignore[union-attr]  # as above
+        value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
+        nn.init.orthogonal_(value)
+        output.copy_(size * value.T)
+    last_norm.fill_(0.2 / (spread * math.sqrt(config.hidden_size)))

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .hub_access import require_repository
-from .initialization import start_at_neighbors, start_by_copying
+from .initialization import start_at_neighbors, start_by_copying, start_rotary
 from .presets import PRESETS as PRESETS
 from .presets import preset_config as preset_config
+from .qk_norm import QkNormConfig
 from .time_conditioning import TimeConditionedMaskedLM
 from .tokenization import special_token_ids
 
@@ -25,9 +26,9 @@ logger = logging.getLogger(__name__)
 def build_model(config: Any, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
     """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
 
-    RoBERTa starts with attention that copies and sees its neighbours, see `initialization`, whether it is told the
-    time or not. Without `attn_implementation` the model class decides: the fused kernel where it has one (DeBERTa has
-    none).
+    RoBERTa and EuroBERT start with attention that copies and sees its neighbours, see `initialization`, whether told
+    the time or not. Without `attn_implementation` the model class decides: the fused kernel where it has one (DeBERTa
+    has none).
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the accelerators too
@@ -39,8 +40,16 @@ def build_model(config: Any, seed: int = 0, attn_implementation: str | None = No
         if encoder.config.model_type == "roberta":
             start_by_copying(encoder)
             start_at_neighbors(encoder)
+        elif encoder.config.model_type in ("eurobert", QkNormConfig.model_type) and _has_square_values(encoder.config):
+            start_rotary(encoder)
     _switch_off_token_dropout(model)
     return model
+
+
+def _has_square_values(config: Any) -> bool:
+    """Whether all heads have keys and values of their own, and together the width of the model."""
+    heads, width = config.num_attention_heads, config.head_dim
+    return bool(config.num_key_value_heads == heads and heads * width == config.hidden_size)
 
 
 @torch.no_grad()

@@ -122,9 +122,7 @@ def _modern(
         **common,
         intermediate_size=-(-8 * width // (3 * 64)) * 64,
         max_position_embeddings=max_length,
-        # The logits of the tied head are a normalised state times an embedding: their spread is this times the root
-        # of the width, at any width 0.2, so that a new model predicts all tokens alike.
-        initializer_range=0.2 / width**0.5,
+        initializer_range=0.02 * (768 / width) ** 0.5,  # as above
         rms_norm_eps=1e-6,
         attention_dropout=dropout or 0.0,
         tie_word_embeddings=True,

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.configuration_utils import SubConfigSpec
 
+from .qk_norm import QkNormConfig as QkNormConfig  # may be the encoder inside: transformers must know it
+
 TIME_CONDITIONINGS = ("none", "sinusoidal", "learned", "adaln")
 _NUM_FEATURES = 128
 
@@ -127,6 +129,12 @@ class TimeConditionedMaskedLM(PreTrainedModel):
     def base_model(self) -> nn.Module:
         """The encoder inside, without its head."""
         return self.model.base_model
+
+    def get_output_embeddings(self) -> Any:
+        return self.model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
+        self.model.set_output_embeddings(new_embeddings)
 
     def _init_weights(self, module: nn.Module) -> None:  # of `time` alone: the model inside has its own
         for parameter in module.parameters(recurse=False):
