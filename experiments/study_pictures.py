@@ -204,8 +204,12 @@ def draw_writing(base: Sequence[Run], output: str) -> None:
             steps.setdefault(one["steps"], []).append(one["nats_per_token"])
     if steps:
         right.plot(list(steps), [fmean(nats) for nats in steps.values()], color=COLOURS[0], marker="o", markersize=4)
+    numbers = sorted({number for number, _ in writing})
     for panel in (left, right):
         panel.set_xscale("log")
+        panel.set_xticks(numbers, [str(number) for number in numbers])
+        panel.minorticks_off()
+    left.set_ylim(bottom=0)
     tidy(left, "words of 4 letters or more that the training text holds, %", "steps", "")
     tidy(right, "bound of the sampler: random order, linear schedule", "steps", "nats per token")
     left.legend(fontsize=8, frameon=False, title="remasking", title_fontsize=8)
