@@ -38,6 +38,11 @@ def training_facts(model: nn.Module) -> dict[str, Any]:
     return getattr(getattr(unwrap(model), "config", None), "diffusion", None) or {}
 
 
+def is_gaussian(model: nn.Module) -> bool:
+    """Whether this is a model of embedding diffusion, which reads noisy embeddings instead of masks."""
+    return getattr(getattr(unwrap(model), "config", None), "model_type", None) == "embedding_diffusion"
+
+
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     start = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     return [] if start is None else [int(start)]

@@ -93,7 +93,12 @@ def load_generator(
             `generation_config.json` is damaged or holds impossible settings.
         HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
     """
-    model = load_model(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
+    from .embedding_diffusion.loading import is_embedding_diffusion, load_embedding_diffusion
+
+    if is_embedding_diffusion(name_or_path):
+        model: PreTrainedModel = load_embedding_diffusion(name_or_path, argument)
+    else:
+        model = load_model(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
     model.generation_config = saved_generation_config(name_or_path, argument)
     return model.eval(), tokenizer

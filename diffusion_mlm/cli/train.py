@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import __version__, story_language
 from ..callbacks import LogFileCallback, LogLineCallback, SampleTextCallback
+from ..canvas import is_gaussian
 from ..checkpoints import STORIES_MLM
 from ..data import (
     DataReport,
@@ -28,6 +29,9 @@ from ..data import (
     train_validation_split,
 )
 from ..data_sampler import WholeBatchSampler
+from ..embedding_diffusion.loading import is_embedding_diffusion, load_embedding_diffusion
+from ..embedding_diffusion.modeling import EmbeddingDiffusionConfig, build_embedding_diffusion
+from ..embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from ..errors import CheckpointError, OutputDirectoryError, SaveError
 from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
@@ -106,6 +110,8 @@ def _train(
     logger.info("model: %s, %s parameters", type(model).__name__, f"{model.num_parameters():,}")
 
     model.config.diffusion = training_facts(args, max_length, model_args.lora_rank)
+    if is_gaussian(model):
+        model.config.diffusion |= {"process": "gaussian", "objective": model.config.objective}
     if model_args.lora_rank is not None:
         model = add_lora(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_targets, args.seed)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -130,7 +136,7 @@ def _train(
     if eval_rows is None:
         args.eval_strategy = "no"
     samples = SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)
-    trainer = DiffusionTrainer(
+    trainer = (EmbeddingDiffusionTrainer if is_gaussian(model) else DiffusionTrainer)(
         model,
         args,
         processing_class=tokenizer,
@@ -282,9 +288,19 @@ def make_model(
     default_length = story_language.BLOCK_LENGTH if data_args.is_stories else 128
     if model_args.preset is None:
         name = model_args.model_name or STORIES_MLM
-        model = load_model(
-            name, attn_implementation=model_args.attn_implementation, trust_remote_code=model_args.trust_remote_code
-        )
+        if is_embedding_diffusion(name):
+            model: PreTrainedModel = load_embedding_diffusion(name, "--model-name")
+        elif model_args.process == "gaussian":
+            raise ValueError(
+                f"`--model-name` is {name!r}, no model of embedding diffusion, and a masked model does not become one: "
+                f"name a `--preset` instead."
+            )
+        else:
+            model = load_model(
+                name,
+                attn_implementation=model_args.attn_implementation,
+                trust_remote_code=model_args.trust_remote_code,
+            )
         tokenizer = load_tokenizer(name, trust_remote_code=model_args.trust_remote_code, argument="--model-name")
         limit = context_length(model, tokenizer)
         max_length = data_args.max_length or min(default_length, limit)
@@ -297,6 +313,12 @@ def make_model(
     tokenizer = make_tokenizer(model_args, data_args, texts, max_length)
     require_mask_token(tokenizer, "--tokenizer")
     config = preset_config(model_args.preset, tokenizer, max(max_length, 128), model_args.dropout)
+    if model_args.process == "gaussian":
+        settings = model_args.settings(config.vocab_size, config.hidden_size)
+        gaussian = EmbeddingDiffusionConfig(
+            encoder=config.to_dict(), attn_implementation=model_args.attn_implementation or "sdpa", **settings
+        )
+        return build_embedding_diffusion(gaussian, seed), tokenizer, max_length
     model = build_model(config, seed, model_args.attn_implementation or "sdpa")
     return model, tokenizer, max_length
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..embedding_diffusion.arguments import GaussianArguments
 from ..hub_access import looks_like_path
 from ..lora import require_peft
 from ..modeling import PRESETS
@@ -12,7 +13,7 @@ PACKINGS = ("packed", "one_per_row")
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(GaussianArguments):
     """The model that is trained, and its tokenizer."""
 
     model_name: str | None = field(
@@ -48,6 +49,11 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        self.require_own_options()
+        if self.process == "gaussian" and self.model_name is None and self.preset is None:
+            self.preset = "roberta-tiny"
+        if self.process == "gaussian" and self.lora_rank is not None:
+            raise ValueError("`--lora-rank` and `--process gaussian` exclude one another: all of it is trained.")
         if self.model_name is not None and self.preset is not None:
             raise ValueError(
                 f"`--model-name` ({self.model_name}) and `--preset` ({self.preset}) exclude one another: fine-tune a "
