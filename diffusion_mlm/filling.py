@@ -28,7 +28,8 @@ def fill_canvases(
 ) -> Iterator[DenoisingStep]:
     """The steps that fill a batch of canvases; beyond the end of a shorter one its row holds -1.
 
-    A model of embedding diffusion fills them by taking noise away, see `embedding_diffusion.generation`. The model is put into evaluation mode, and stays there. `guidance` sees every canvas as it is alone, without -1.
+    A model of embedding diffusion fills them by taking noise away, see `embedding_diffusion.generation`. The model is
+    put into evaluation mode, and stays there. `guidance` sees every canvas as it is alone, without -1.
     """
     require_guidance(guidance)
     parameter = next(model.parameters(), None)

@@ -370,9 +370,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         metrics = {
             f"{metric_key_prefix}_loss": float(nats / num_tokens),
             f"{metric_key_prefix}_num_tokens": int(num_tokens),
-            **bucket_logs(
-                f"{metric_key_prefix}_", buckets[:NUM_BUCKETS], buckets[NUM_BUCKETS:], self._bucket_name
-            ),
+            **bucket_logs(f"{metric_key_prefix}_", buckets[:NUM_BUCKETS], buckets[NUM_BUCKETS:], self._bucket_name),
         }
         nothing: Any = None  # there are no single predictions
         return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=len(rows))

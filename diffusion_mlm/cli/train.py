@@ -292,8 +292,8 @@ def make_model(
             model: PreTrainedModel = load_embedding_diffusion(name, "--model-name")
         elif model_args.process == "gaussian":
             raise ValueError(
-                f"`--model-name` is {name!r}, no model of embedding diffusion, and a masked model does not become one: "
-                f"name a `--preset` instead."
+                f"`--model-name` is {name!r}, no model of embedding diffusion, and does not become one: name a "
+                f"`--preset` instead."
             )
         else:
             model = load_model(

@@ -19,7 +19,9 @@ class GaussianArguments:
     )
     embedding_dim: int | None = field(
         default=None,
-        metadata={"help": "Of --process gaussian: dimensions that get noise. Default: 16, 32, 64 or 128 by vocabulary."},
+        metadata={
+            "help": "Of --process gaussian: dimensions that get noise. Default: 16, 32, 64 or 128 by vocabulary."
+        },
     )
     noise_schedule: str = field(
         default="informative",
@@ -37,7 +39,8 @@ class GaussianArguments:
         },
     )
     self_conditioning: float = field(
-        default=0.5, metadata={"help": "Of --process gaussian: share of rows that see a first prediction of their own."}
+        default=0.5,
+        metadata={"help": "Of --process gaussian: share of rows that see a first prediction of their own."},
     )
 
     def require_own_options(self) -> None:

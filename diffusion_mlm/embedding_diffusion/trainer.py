@@ -109,9 +109,7 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """As there, of the bound of Gaussian diffusion, and `embedding_figures`."""
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         figures = embedding_figures(self._gaussian.clean_embeddings())
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in figures.items()})
         return output
