@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .remote_code import TASK
+from .remote_code import ARCHITECTURES, TASK
 
 _RECIPE = {
     "objective": "objective",
@@ -171,6 +171,7 @@ def _about(facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> str:
+    trusted = ", trust_remote_code=True" if facts.config.get("model_type") in ARCHITECTURES else ""
     return f"""With transformers alone; the code that generates is in this repository, in one file to read:
 
 ```python
@@ -192,7 +193,7 @@ pipe("Once upon a time", schedule="cosine", sampling="nucleus", top_p=0.9, steps
 As a masked language model:
 
 ```python
-pipeline("fill-mask", model="{facts.repo_id}")("Once upon a {facts.mask_token}.")
+pipeline("fill-mask", model="{facts.repo_id}"{trusted})("Once upon a {facts.mask_token}.")
 ```"""
 
 

@@ -10,60 +10,24 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase, RobertaConfig
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .hub_access import require_repository
 from .initialization import start_at_neighbors, start_by_copying
+from .presets import PRESETS as PRESETS
+from .presets import preset_config as preset_config
+from .time_conditioning import TimeConditionedMaskedLM
 from .tokenization import special_token_ids
 
 logger = logging.getLogger(__name__)
-
-# Layers, width and heads; the feed-forward width is 4 times the width, as in RoBERTa.
-PRESETS: dict[str, dict[str, int]] = {
-    "roberta-tiny": {"num_hidden_layers": 3, "hidden_size": 128, "num_attention_heads": 4},
-    "roberta-mini": {"num_hidden_layers": 4, "hidden_size": 256, "num_attention_heads": 4},
-    "roberta-small": {"num_hidden_layers": 6, "hidden_size": 512, "num_attention_heads": 8},
-    "roberta-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12},
-}
-
-
-def preset_config(
-    preset: str, tokenizer: PreTrainedTokenizerBase, max_length: int = 512, dropout: float = 0.1
-) -> RobertaConfig:
-    """The configuration of a RoBERTa of the size `preset` for `tokenizer` and rows of up to `max_length` tokens.
-
-    Attention dropout is 0 because any other value switches the fused attention kernel off on CPU; `dropout` is that of
-    the hidden layers. Otherwise roberta-base's own settings.
-
-    Raises:
-        ValueError: the preset is unknown.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"`preset` must be one of {', '.join(PRESETS)}, not {preset!r}.")
-    size = PRESETS[preset]
-    return RobertaConfig(
-        **size,
-        intermediate_size=4 * size["hidden_size"],
-        vocab_size=len(tokenizer),
-        # RoBERTa counts positions from the padding id + 1.
-        max_position_embeddings=max_length + tokenizer.pad_token_id + 1,
-        type_vocab_size=1,
-        # roberta-base's 0.02 at its width of 768, and the same spread of activations at other widths.
-        initializer_range=0.02 * (768 / size["hidden_size"]) ** 0.5,
-        layer_norm_eps=1e-5,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=0.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
 
 
 def build_model(config: Any, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
     """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
 
-    RoBERTa starts with attention that copies and sees its neighbours, see `initialization`. Without
-    `attn_implementation` the model class decides: the fused kernel where it has one (DeBERTa has none).
+    RoBERTa starts with attention that copies and sees its neighbours, see `initialization`, whether it is told the
+    time or not. Without `attn_implementation` the model class decides: the fused kernel where it has one (DeBERTa has
+    none).
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the accelerators too
@@ -71,9 +35,10 @@ def build_model(config: Any, seed: int = 0, attn_implementation: str | None = No
         model = AutoModelForMaskedLM.from_config(
             copy.deepcopy(config), attn_implementation=attn_implementation, dtype=torch.float32
         )
-        if config.model_type == "roberta":
-            start_by_copying(model)
-            start_at_neighbors(model)
+        encoder = model.model if isinstance(model, TimeConditionedMaskedLM) else model
+        if encoder.config.model_type == "roberta":
+            start_by_copying(encoder)
+            start_at_neighbors(encoder)
     _switch_off_token_dropout(model)
     return model
 

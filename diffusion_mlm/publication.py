@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .generation_config import DiffusionGenerationConfig
-from .remote_code import CODE_FILE, CUSTOM_PIPELINES, remote_source
+from .remote_code import ARCHITECTURE_FILES, CODE_FILE, CUSTOM_PIPELINES, architecture_code, remote_source
 
 CONFIG, GENERATION_CONFIG, CARD = "config.json", "generation_config.json", "README.md"
 _INDEX = "model.safetensors.index.json"
@@ -52,7 +52,7 @@ def is_published(name: str) -> bool:
     >>> [is_published(name) for name in ("model.safetensors", "training_args.bin", "optimizer.pt", "README.md")]
     [True, False, False, False]
     """
-    own = name in (CONFIG, GENERATION_CONFIG, CODE_FILE, _INDEX) or name in _TOKENIZER
+    own = name in (CONFIG, GENERATION_CONFIG, CODE_FILE, _INDEX, *ARCHITECTURE_FILES) or name in _TOKENIZER
     return own or _WEIGHTS.fullmatch(name) is not None
 
 
@@ -76,13 +76,14 @@ def model_files(directory: str | Path, argument: str = "directory") -> dict[str,
     if not files.keys() & _TOKENIZER - {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"}:
         raise ValueError(f"`{argument}` is {str(directory)!r}, which holds no tokenizer: save one beside the model.")
     config = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    files[CONFIG] = _clean_json({**config, "custom_pipelines": CUSTOM_PIPELINES})
+    where, code = architecture_code(config.get("model_type", ""))
+    files[CONFIG] = _clean_json({**config, "custom_pipelines": CUSTOM_PIPELINES, **where})
     for name in ("tokenizer_config.json", GENERATION_CONFIG):
         if name in files:
             files[name] = _clean_json(json.loads((directory / name).read_text(encoding="utf-8")))
     files.setdefault(GENERATION_CONFIG, _clean_json(DiffusionGenerationConfig().to_dict()))
     files[CODE_FILE] = remote_source().encode()
-    return files
+    return files | code
 
 
 def training_state_files(checkpoint: str | Path, path_in_repo: str) -> dict[str, bytes | Path]:

@@ -16,6 +16,15 @@ CODE_FILE = "text_diffusion.py"
 CUSTOM_PIPELINES = {
     TASK: {"impl": "text_diffusion.TextDiffusionPipeline", "pt": ["AutoModelForMaskedLM"], "type": "text"}
 }
+# Architectures that transformers lacks: a repository carries their modules as they are and says where classes are.
+ARCHITECTURES = {
+    "eurobert-qk-norm": {"AutoConfig": "qk_norm.QkNormConfig", "AutoModelForMaskedLM": "qk_norm.QkNormForMaskedLM"},
+    "time-conditioned-masked-lm": {
+        "AutoConfig": "time_conditioning.TimeConditionedConfig",
+        "AutoModelForMaskedLM": "time_conditioning.TimeConditionedMaskedLM",
+    },
+}
+ARCHITECTURE_FILES = ("qk_norm.py", "time_conditioning.py")  # the second imports the first
 
 _PACKAGE = Path(__file__).parent
 _ROOT = ("pipeline", "TextDiffusionPipeline")
@@ -62,6 +71,14 @@ class _Module:
     definitions: dict[str, _Definition] = field(default_factory=dict)
     ours: dict[str, tuple[str, str]] = field(default_factory=dict)
     others: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def architecture_code(model_type: str) -> tuple[dict[str, dict[str, str]], dict[str, bytes]]:
+    """What config.json is to say, and the files of the code; nothing for an architecture of transformers."""
+    if model_type not in ARCHITECTURES:
+        return {}, {}
+    files = {name: (_PACKAGE / name).read_bytes() for name in ARCHITECTURE_FILES}
+    return {"auto_map": ARCHITECTURES[model_type]}, files
 
 
 @cache

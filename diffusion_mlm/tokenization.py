@@ -5,6 +5,7 @@ rows). Both are ordinary fast tokenizers of transformers: `save_pretrained` writ
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +20,7 @@ LEADING_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK_TOKEN = "<mask>"
 _NUM_SPECIAL_TOKENS = len(LEADING_SPECIAL_TOKENS) + 1
 _NUM_BYTES = 256
+_SMALLEST_DEFAULT_VOCABULARY, _LARGEST_DEFAULT_VOCABULARY = 512, 32_768
 
 # A tokenizer keeps some 150 bytes per character while it works (measured, roberta-base). So no more characters than
 # this go in at once, whatever the number and the length of the texts.
@@ -28,7 +30,7 @@ _BETWEEN_WORDS = re.compile(r"(?<=[a-zA-Z]) (?=[a-zA-Z])")
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int = 8192, model_max_length: int = 512, show_progress: bool = False
+    texts: Iterable[str], vocab_size: int | None = None, model_max_length: int = 512, show_progress: bool = False
 ) -> "PreTrainedTokenizerFast":
     """Trains a byte-level BPE: RoBERTa's tokenizer, with merges of your own.
 
@@ -37,7 +39,8 @@ def train_bpe(
 
     Args:
         texts (`Iterable[str]`): what to train on; read once. Equal texts give equal tokenizers.
-        vocab_size (`int`): entries, special tokens included; at least 261. Little text may give fewer.
+        vocab_size (`int`, *optional*): entries, special tokens included; at least 261. Little text may give fewer.
+            By default what `vocab_size_for` gives the text.
         model_max_length (`int`): tokens in a row, `<s>` and `</s>` included.
         show_progress (`bool`): draws the progress bars of the tokenizers library.
 
@@ -50,7 +53,7 @@ def train_bpe(
     Source: Sennrich et al. 2016, arXiv:1508.07909; on bytes: Radford et al. 2019; special tokens: Liu et al. 2019.
     """
     smallest = _NUM_BYTES + _NUM_SPECIAL_TOKENS
-    if vocab_size < smallest:
+    if vocab_size is not None and vocab_size < smallest:
         raise ValueError(
             f"`vocab_size` must be at least {smallest} (256 bytes and {_NUM_SPECIAL_TOKENS} special tokens), got "
             f"{vocab_size}. Pass a larger one, or train a character tokenizer."
@@ -62,16 +65,30 @@ def train_bpe(
     trainee = Tokenizer(models.BPE())
     trainee.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # room for <mask>, which is added after the training to stand last
+        vocab_size=(vocab_size or _LARGEST_DEFAULT_VOCABULARY) - 1,  # <mask> is added afterwards, to stand last
         min_frequency=2,
         special_tokens=list(LEADING_SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=show_progress,
     )
-    trainee.train_from_iterator(_checked_texts(texts), trainer)
+    num_bytes = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal num_bytes
+        for text in _checked_texts(texts):
+            num_bytes += len(text.encode())
+            yield text
+
+    trainee.train_from_iterator(counted(), trainer)
     model = json.loads(trainee.to_str())["model"]
-    vocab = {**model["vocab"], MASK_TOKEN: len(model["vocab"])}
     merges: Any = [tuple(pair) for pair in model["merges"]]
+    vocab: dict[str, int] = model["vocab"]
+    if vocab_size is None:  # each merge is chosen without a look ahead: a small vocabulary is the start of a large one
+        num_kept = vocab_size_for(num_bytes) - 1
+        made = [vocab["".join(pair)] for pair in merges]
+        merges = merges[: made.index(num_kept - 1) + 1] if num_kept - 1 in made else merges
+        vocab = {token: index for token, index in vocab.items() if index < num_kept}
+    vocab = {**vocab, MASK_TOKEN: len(vocab)}
     mask_token: Any = AddedToken(MASK_TOKEN, lstrip=True, special=True)  # the annotations there are too narrow
     return RobertaTokenizerFast(
         vocab=vocab,
@@ -79,6 +96,16 @@ def train_bpe(
         mask_token=mask_token,
         model_max_length=model_max_length,
     )
+
+
+def vocab_size_for(num_bytes: int) -> int:
+    """A vocabulary for a byte-level BPE of so much text: the power of two nearest to the square root of its bytes.
+
+    Between 512 and 32,768. The number of different words of a text grows about with that root (Heaps' law), and a
+    token that is hardly ever seen is hardly learned: 1 MB gets 1,024 tokens, 100 MB 8,192, 1 GB and more 32,768.
+    """
+    exponent = round(math.log2(max(num_bytes, 1)) / 2)
+    return min(max(2**exponent, _SMALLEST_DEFAULT_VOCABULARY), _LARGEST_DEFAULT_VOCABULARY)
 
 
 def train_characters(

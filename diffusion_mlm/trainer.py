@@ -187,6 +187,9 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         corrupted = self._process(input_ids, maskable, keys, t)
         self.data_collator.report_unmaskable(corrupted)
         batch["input_ids"] = corrupted.input_ids
+        if self._process.masking == "bernoulli" and getattr(unwrap(self.model), "takes_timesteps", False):
+            expected = corrupted.mask_rate * corrupted.maskable.sum(-1)  # elsewhere the ids tell it exactly
+            batch["timesteps"] = (expected / batch["attention_mask"].sum(-1).clamp(min=1)).float()
         return corrupted
 
     def _learn_rates(self) -> None:

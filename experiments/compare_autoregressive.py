@@ -38,8 +38,9 @@ from diffusion_mlm.cli.train import show_progress, training_facts
 from diffusion_mlm.data import tokenize_and_pack
 from diffusion_mlm.generation import load_tokenizer
 from diffusion_mlm.generation_config import DiffusionGenerationConfig
-from diffusion_mlm.modeling import PRESETS, build_model, preset_config
+from diffusion_mlm.modeling import build_model
 from diffusion_mlm.optimizers import MuonWithAdamW
+from diffusion_mlm.presets import ROBERTA_PRESETS, preset_config
 from diffusion_mlm.tokenization import train_bpe, train_characters
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -65,7 +66,7 @@ class CompareArguments:
     )
     tokenizer: str = field(default="char", metadata={"help": "char, bpe (both of the training text), or a directory."})
     vocab_size: int = field(default=4096, metadata={"help": "Of --tokenizer bpe."})
-    preset: str = field(default="roberta-tiny", metadata={"help": "Size of both.", "choices": list(PRESETS)})
+    preset: str = field(default="roberta-tiny", metadata={"help": "Size of both.", "choices": ROBERTA_PRESETS})
     max_length: int = field(default=128, metadata={"help": "Tokens per row."})
     batch_size: int = field(default=32, metadata={"help": "Rows per step."})
     steps: int = field(default=1000, metadata={"help": "Steps of each model, all parts together."})

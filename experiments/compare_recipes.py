@@ -29,7 +29,8 @@ from diffusion_mlm.checkpoints import STORIES_MLM
 from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.evaluation.interval import share_interval
-from diffusion_mlm.modeling import PRESETS, build_model, preset_config
+from diffusion_mlm.modeling import build_model
+from diffusion_mlm.presets import ROBERTA_PRESETS, preset_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 from story_quality import story_bound, story_samples  # a neighbour, not a package
@@ -70,7 +71,7 @@ class CompareRecipesArguments:
     arms: list[str] = field(default_factory=lambda: list(ARMS), metadata={"help": "Which of the arms to run."})
     seeds: list[int] = field(default_factory=lambda: [0], metadata={"help": "Of order, masks and dropout."})
     preset: str | None = field(
-        default=None, metadata={"help": "A RoBERTa from scratch of this size instead.", "choices": list(PRESETS)}
+        default=None, metadata={"help": "A RoBERTa from scratch of this size instead.", "choices": ROBERTA_PRESETS}
     )
     steps: int = field(default=1200, metadata={"help": "Optimizer steps of each run."})
     batch_size: int = field(default=24, metadata={"help": "Stories per step."})

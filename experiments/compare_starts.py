@@ -20,7 +20,7 @@ from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.data import load_texts, tokenize_and_pack
 from diffusion_mlm.initialization import start_at_neighbors, start_by_copying
-from diffusion_mlm.modeling import PRESETS, preset_config
+from diffusion_mlm.presets import ROBERTA_PRESETS, preset_config
 from diffusion_mlm.tokenization import train_bpe
 
 STARTS = {
@@ -35,7 +35,7 @@ class CompareStartsArguments:
     """What is trained on what."""
 
     train_file: list[str] = field(metadata={"help": "Text, one text a line, or JSON lines."})
-    preset: str = field(default="roberta-tiny", metadata={"help": "Size of the model.", "choices": list(PRESETS)})
+    preset: str = field(default="roberta-tiny", metadata={"help": "Size of the model.", "choices": ROBERTA_PRESETS})
     vocab_size: int = field(default=1024, metadata={"help": "Tokens of the byte-level BPE."})
     max_length: int = field(default=64, metadata={"help": "Tokens per row."})
     batch_size: int = field(default=16, metadata={"help": "Rows per step."})

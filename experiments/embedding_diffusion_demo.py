@@ -23,7 +23,7 @@ from diffusion_mlm.embedding_diffusion.modeling import (
     build_embedding_diffusion,
 )
 from diffusion_mlm.embedding_diffusion.noise import add_noise, noise_log_likelihood
-from diffusion_mlm.modeling import preset_config
+from diffusion_mlm.presets import preset_config
 from diffusion_mlm.visualization.colours import BLUE, INK, PALE_INK, RAMP, VERMILLION
 
 sys.path.insert(0, str(Path(__file__).parent))

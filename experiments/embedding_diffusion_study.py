@@ -39,7 +39,8 @@ from diffusion_mlm.embedding_diffusion.monitors import (
 )
 from diffusion_mlm.embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from diffusion_mlm.evaluation.story_quality import story_figures
-from diffusion_mlm.modeling import forbidden_token_ids, preset_config
+from diffusion_mlm.modeling import forbidden_token_ids
+from diffusion_mlm.presets import preset_config
 
 sys.path.insert(0, str(Path(__file__).parent))
 from embedding_diffusion_tables import picture, write_tables

@@ -24,7 +24,8 @@ from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.data import load_texts, tokenize_and_pack
 from diffusion_mlm.generation import load_tokenizer
 from diffusion_mlm.generation_config import DiffusionGenerationConfig
-from diffusion_mlm.modeling import PRESETS, build_model, preset_config
+from diffusion_mlm.modeling import build_model
+from diffusion_mlm.presets import PRESETS, preset_config
 
 SHARES = (0.01, 0.1, 1.0)
 

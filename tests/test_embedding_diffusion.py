@@ -39,7 +39,7 @@ from diffusion_mlm.embedding_diffusion.noise import (
 )
 from diffusion_mlm.embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from diffusion_mlm.generation_config import DiffusionGenerationConfig
-from diffusion_mlm.modeling import preset_config
+from diffusion_mlm.presets import preset_config
 from diffusion_mlm.randomness import fold_in, normal
 
 TOKENIZER = story_language.tokenizer()

@@ -31,6 +31,13 @@ def test_the_card_has_the_figures_and_where_they_come_from():
     assert "Training goes on" not in text and "Samples" not in text
 
 
+def test_filling_masks_needs_the_code_of_the_repository_only_if_transformers_lacks_the_architecture():
+    kinds = ("roberta", "eurobert", "eurobert-qk-norm", "time-conditioned-masked-lm")
+    cards = [model_card(CardFacts("me/writer", {"model_type": kind})) for kind in kinds]
+    trusted = ['pipeline("fill-mask", model="me/writer", trust_remote_code=True)' in card for card in cards]
+    assert trusted == [False, False, True, True]
+
+
 def test_the_card_says_what_is_unusual_in_the_recipe():
     recipe = {"rate_distribution": "beta", "rate_parameters": [3.0, 1.0], "ema_decay": 0.999, "lora_rank": 8}
     text = model_card(CardFacts("me/writer", {"diffusion": {"objective": "elbo", "recipe": recipe}}))

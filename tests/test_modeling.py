@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    AutoModelForMaskedLM,
     BertConfig,
     DistilBertConfig,
     GPT2Config,
@@ -22,17 +21,16 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from diffusion_mlm import load_model, story_language
 from diffusion_mlm.modeling import (
-    PRESETS,
     build_model,
     context_length,
     end_token_id,
     forbidden_token_ids,
     logits_at,
-    preset_config,
     require_mask_token,
     selects_rows,
     unwrap,
 )
+from diffusion_mlm.presets import preset_config
 
 TOKENIZER = story_language.tokenizer()
 SIZE = {
@@ -49,6 +47,17 @@ CONFIGS = {
         vocab_size=len(TOKENIZER), dim=32, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=80
     ),
     "modernbert": ModernBertConfig(**SIZE, pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0),
+    "modern": preset_config("modern-tiny", TOKENIZER, 80, num_hidden_layers=1, num_attention_heads=2, hidden_size=32),
+    "modern, told the time": preset_config(
+        "modern-tiny",
+        TOKENIZER,
+        80,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        hidden_size=32,
+        qk_norm=True,
+        time_conditioning="adaln",
+    ),
 }
 
 
@@ -161,35 +170,6 @@ def test_unwrap_finds_the_model_inside_its_wrappers():
 
 
 # Building
-
-
-@pytest.mark.parametrize(
-    # Counted by hand: token table + positions + encoder + head for a vocabulary of 362 and rows of 512.
-    "preset, layers, width",
-    [("roberta-tiny", 3, 128), ("roberta-mini", 4, 256), ("roberta-small", 6, 512), ("roberta-base", 12, 768)],
-)
-def test_a_preset_has_the_parameters_of_its_size(preset, layers, width):
-    vocabulary = len(TOKENIZER)
-    embeddings = (vocabulary + 514 + 1) * width + 2 * width
-    layer = 4 * (width * width + width) + 2 * width + (4 * width * width + 4 * width) + (4 * width * width + width)
-    head = width * width + width + 2 * width + vocabulary  # its matrix is that of the token table
-    with torch.device("meta"):
-        model = AutoModelForMaskedLM.from_config(preset_config(preset, TOKENIZER))
-    assert model.num_parameters() == embeddings + layers * (layer + 2 * width) + head
-
-
-def test_presets_are_listed_and_a_wrong_one_is_refused():
-    assert list(PRESETS) == ["roberta-tiny", "roberta-mini", "roberta-small", "roberta-base"]
-    with pytest.raises(ValueError, match="`preset` must be one of roberta-tiny"):
-        preset_config("roberta-huge", TOKENIZER)
-
-
-def test_a_preset_reads_rows_of_the_length_asked_for():
-    config = preset_config("roberta-tiny", TOKENIZER, max_length=20)
-    config.num_hidden_layers = 1
-    model = build_model(config)
-    assert context_length(model) == 20
-    assert model(torch.full((1, 20), 7)).logits.shape == (1, 20, len(TOKENIZER))
 
 
 def test_attention_of_a_new_roberta_copies_what_it_attends_to():

@@ -17,10 +17,13 @@ from huggingface_hub import EvalResult, ModelCard
 from loopback_hub import TOKEN, Fault, LoopbackHub
 from safetensors.torch import load
 
-from diffusion_mlm import story_language
+from diffusion_mlm import generate, story_language
 from diffusion_mlm.cli import main
 from diffusion_mlm.cli.push import PushArguments, summary_of
 from diffusion_mlm.hub import is_signed
+from diffusion_mlm.modeling import build_model
+from diffusion_mlm.presets import preset_config
+from diffusion_mlm.publication import model_files
 from diffusion_mlm.remote_code import remote_source
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +90,8 @@ try:
     pipeline("text-diffusion", model="{WRITER}", trust_remote_code=False)
 except ValueError as error:
     found["untrusted"] = str(error)
+told = pipeline("text-diffusion", model=sys.argv[2], trust_remote_code=True)
+found["told_time"] = [type(told.model).__module__, told("Once", steps=2, max_new_tokens=4, seed=0)[0]["text"]]
 pipe.save_pretrained(sys.argv[1])
 json.dump(found, sys.stdout)
 """
@@ -148,9 +153,23 @@ def publisher(hub, checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def reader(hub, publisher, tmp_path_factory):
+def told_time(tmp_path_factory):
+    """What is published of a model whose architecture transformers lacks, twice over, and what it writes."""
+    final, published = tmp_path_factory.mktemp("final"), tmp_path_factory.mktemp("published")
+    how = {"qk_norm": True, "time_conditioning": "sinusoidal", "num_hidden_layers": 1, "hidden_size": 32}
+    model = build_model(preset_config("modern-tiny", story_language.tokenizer(), 32, **how))
+    model.save_pretrained(final)
+    story_language.tokenizer().save_pretrained(final)
+    for name, content in model_files(final).items():
+        (published / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    samples = generate(model, story_language.tokenizer(), "Once", steps=2, max_new_tokens=4, seed=0)
+    return published, samples.texts[0]
+
+
+@pytest.fixture(scope="module")
+def reader(hub, publisher, told_time, tmp_path_factory):
     home = tmp_path_factory.mktemp("reader")
-    return home, python(READER, hub, home, home / "saved", with_package=False)
+    return home, python(READER, hub, home, home / "saved", told_time[0], with_package=False)
 
 
 def test_every_save_was_pushed_and_the_last_is_what_was_trained(hub, publisher):
@@ -196,6 +215,11 @@ def test_transformers_alone_reads_the_settings_and_fills_masks(hub, reader):
     assert {name: reader[1]["config"][name] for name in saved} == saved
     assert reader[1]["filled"] == 3
     assert "trust_remote_code=True" in reader[1]["untrusted"]
+
+
+def test_transformers_alone_writes_with_an_architecture_that_it_lacks(reader, told_time):
+    module, text = reader[1]["told_time"]
+    assert module.startswith("transformers_modules.") and text == told_time[1]
 
 
 def test_without_a_network_the_cache_is_enough(hub, publisher, reader):

@@ -8,6 +8,8 @@ import pytest
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
 from diffusion_mlm import remote_code
+from diffusion_mlm.qk_norm import QkNormConfig
+from diffusion_mlm.time_conditioning import TimeConditionedConfig
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,17 @@ def test_every_name_is_defined_once_and_before_it_is_used_on_loading(tree):
 def test_the_file_says_what_made_it(tree):
     docstring = ast.get_docstring(tree)
     assert "Apache-2.0" in docstring and 'pipeline("text-diffusion"' in docstring
+
+
+@pytest.mark.parametrize("config", [QkNormConfig, TimeConditionedConfig])
+def test_the_modules_of_architectures_that_transformers_lacks_define_what_is_said_of_them(config):
+    facts, files = remote_code.architecture_code(config.model_type)
+    module, name = facts["auto_map"]["AutoConfig"].split(".")
+    assert (name, f"diffusion_mlm.{module}") == (config.__name__, config.__module__)
+    for place in facts["auto_map"].values():
+        module, name = place.split(".")
+        assert f"class {name}(".encode() in files[f"{module}.py"]
+    assert remote_code.architecture_code("roberta") == ({}, {})
 
 
 def test_training_is_left_out(tree):

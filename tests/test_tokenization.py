@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig, RobertaTokenizerFast
 
-from diffusion_mlm import tokenization
+from diffusion_mlm import story_language, tokenization
 from diffusion_mlm.tokenization import (
     boundary_token_ids,
     encode_text,
@@ -19,6 +19,7 @@ from diffusion_mlm.tokenization import (
     special_token_ids,
     train_bpe,
     train_characters,
+    vocab_size_for,
 )
 
 TEXTS = [
@@ -261,3 +262,27 @@ def test_tokenizer_without_mask_or_boundaries_is_refused() -> None:
         boundary_token_ids(tokenizer)
     with pytest.raises(ValueError, match="'</s>', which this tokenizer"):
         encode_text(tokenizer, "</s>")
+
+
+@pytest.mark.parametrize(
+    "num_bytes, size",
+    [
+        (0, 512),
+        (10_000, 512),
+        (262_144, 512),
+        (1_115_394, 1024),
+        (100_000_000, 8192),
+        (10**9, 32_768),
+        (10**12, 32_768),
+    ],
+)
+def test_a_vocabulary_is_the_power_of_two_nearest_to_the_root_of_the_bytes(num_bytes: int, size: int) -> None:
+    assert vocab_size_for(num_bytes) == size
+
+
+def test_the_vocabulary_of_a_text_is_by_default_that_of_its_size() -> None:
+    texts = story_language.sample(400, seed=0)
+    assert vocab_size_for(sum(len(text.encode()) for text in texts)) == 512
+    by_default, asked_for = train_bpe(texts), train_bpe(texts, vocab_size=512)
+    assert len(by_default) == 512 < len(train_bpe(texts, vocab_size=600))
+    assert by_default.backend_tokenizer.to_str() == asked_for.backend_tokenizer.to_str()

@@ -37,8 +37,9 @@ from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
 from ..hub_access import require_repository
 from ..lora import add_lora, merge_lora
-from ..modeling import build_model, context_length, load_model, preset_config, require_mask_token
+from ..modeling import build_model, context_length, load_model, require_mask_token
 from ..output_directory import require_writable
+from ..presets import preset_config
 from ..run_lock import require_unlocked, run_lock
 from ..sealed_checkpoints import checkpoints_in, read_facts, replace_directory
 from ..sharding import whole_state_dict
@@ -47,7 +48,7 @@ from ..trainer import DiffusionTrainer
 from . import VERBS
 from .parsing import parse
 from .run_summary import run_summary, write_summary
-from .train_arguments import DataArguments, ModelArguments, TrainCommandArguments
+from .train_arguments import ENCODER_SETTINGS, DataArguments, ModelArguments, TrainCommandArguments
 from .train_push import push_final, require_pushable, source_facts
 
 logger = logging.getLogger("diffusion_mlm")
@@ -312,11 +313,13 @@ def make_model(
     max_length = data_args.max_length or default_length
     tokenizer = make_tokenizer(model_args, data_args, texts, max_length)
     require_mask_token(tokenizer, "--tokenizer")
-    config = preset_config(model_args.preset, tokenizer, max(max_length, 128), model_args.dropout)
+    settings = {name: getattr(model_args, name) for name in ENCODER_SETTINGS}
+    config = preset_config(model_args.preset, tokenizer, max(max_length, 128), model_args.dropout, **settings)
     if model_args.process == "gaussian":
-        settings = model_args.settings(config.vocab_size, config.hidden_size)
         gaussian = EmbeddingDiffusionConfig(
-            encoder=config.to_dict(), attn_implementation=model_args.attn_implementation or "sdpa", **settings
+            encoder=config.to_dict(),
+            attn_implementation=model_args.attn_implementation or "sdpa",
+            **model_args.settings(config.vocab_size, config.hidden_size),
         )
         return build_embedding_diffusion(gaussian, seed), tokenizer, max_length
     model = build_model(config, seed, model_args.attn_implementation or "sdpa")
@@ -337,7 +340,10 @@ def make_tokenizer(
         limit = max(max_length, 128)
         if model_args.tokenizer == "char":
             return train_characters(corpus, model_max_length=limit)
-        return train_bpe(corpus, vocab_size=model_args.vocab_size, model_max_length=limit)
+        tokenizer = train_bpe(corpus, vocab_size=model_args.vocab_size, model_max_length=limit)
+        chosen = "by the size of the text" if model_args.vocab_size is None else "at most as asked for"
+        logger.info("tokenizer: byte-level BPE of %s tokens, %s", f"{len(tokenizer):,}", chosen)
+        return tokenizer
     trust_remote_code = model_args.trust_remote_code
     return load_tokenizer(model_args.tokenizer, trust_remote_code=trust_remote_code, argument="--tokenizer")
 

@@ -1,15 +1,25 @@
 """What `train.py` takes beside the training arguments: the model and the data."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..embedding_diffusion.arguments import GaussianArguments
 from ..hub_access import looks_like_path
 from ..lora import require_peft
-from ..modeling import PRESETS
+from ..presets import PRESETS
+from ..time_conditioning import TIME_CONDITIONINGS
 from ..training_args import DiffusionTrainingArguments
 
 PACKINGS = ("packed", "one_per_row")
+# What `presets.preset_config` takes by these names.
+ENCODER_SETTINGS = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_size",
+    "qk_norm",
+    "time_conditioning",
+    "time_steps",
+)
 
 
 @dataclass
@@ -23,7 +33,27 @@ class ModelArguments(GaussianArguments):
         },
     )
     preset: str | None = field(
-        default=None, metadata={"help": "Train a model of this size from scratch instead.", "choices": list(PRESETS)}
+        default=None,
+        metadata={
+            "help": "Train a model of this size from scratch instead: a RoBERTa as published, or one of today's parts "
+            "(rotary positions, RMSNorm, SwiGLU).",
+            "choices": list(PRESETS),
+        },
+    )
+    num_hidden_layers: int | None = field(default=None, metadata={"help": "Layers, instead of the preset's."})
+    num_attention_heads: int | None = field(default=None, metadata={"help": "Heads, instead of the preset's."})
+    hidden_size: int | None = field(default=None, metadata={"help": "Width, instead of the preset's."})
+    qk_norm: bool = field(default=False, metadata={"help": "Normalise queries and keys; presets modern-* only."})
+    time_conditioning: str = field(
+        default="none",
+        metadata={
+            "help": "How a model from scratch is told the share of masks: sinusoidal or learned (added to the token "
+            "embeddings) or adaln (scales and shifts every norm).",
+            "choices": list(TIME_CONDITIONINGS),
+        },
+    )
+    time_steps: int = field(
+        default=128, metadata={"help": "Rows of the learned table of times; the time 1 in steps of the sinusoids."}
     )
     tokenizer: str | None = field(
         default=None,
@@ -31,8 +61,17 @@ class ModelArguments(GaussianArguments):
             "help": "`bpe` or `char` (trained on the training text), a directory or a Hub id. Default: the model's."
         },
     )
-    vocab_size: int = field(default=8192, metadata={"help": "Vocabulary of `--tokenizer bpe`."})
-    dropout: float = field(default=0.1, metadata={"help": "Dropout of a model from scratch."})
+    vocab_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Vocabulary of `--tokenizer bpe`. Default: the power of two nearest to the square root of the "
+            "text's bytes, from 512 to 32768."
+        },
+    )
+    dropout: float | None = field(
+        default=None,
+        metadata={"help": "Dropout of a model from scratch. Default: 0.1 for roberta-*, 0 for modern-* (attention)."},
+    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "sdpa, eager, ...: the model's by default."}
     )
@@ -52,6 +91,10 @@ class ModelArguments(GaussianArguments):
         self.require_own_options()
         if self.process == "gaussian" and self.model_name is None and self.preset is None:
             self.preset = "roberta-tiny"
+        if self.process == "gaussian" and self.time_conditioning != "none":
+            raise ValueError(
+                "`--time-conditioning` belongs to masks: a Gaussian process tells its noise level anyway."
+            )
         if self.process == "gaussian" and self.lora_rank is not None:
             raise ValueError("`--lora-rank` and `--process gaussian` exclude one another: all of it is trained.")
         if self.model_name is not None and self.preset is not None:
@@ -63,6 +106,14 @@ class ModelArguments(GaussianArguments):
             raise ValueError(
                 f"`--tokenizer` is {self.tokenizer!r}, but a model that is fine-tuned keeps its own: add `--preset`."
             )
+        if self.preset is None:
+            usual = {item.name: item.default for item in fields(self)}
+            for name in ENCODER_SETTINGS:
+                if getattr(self, name) != usual[name]:
+                    raise ValueError(
+                        f"`--{name.replace('_', '-')}` is {getattr(self, name)!r}, but a model that is fine-tuned "
+                        f"keeps its own: add `--preset`."
+                    )
         if self.lora_rank is None and (self.lora_alpha is not None or self.lora_targets is not None):
             raise ValueError("`--lora-alpha` and `--lora-targets` need `--lora-rank`.")
         if self.lora_rank is not None:
@@ -77,7 +128,7 @@ class ModelArguments(GaussianArguments):
                 require_peft()
             except ImportError as error:
                 raise ValueError(f"`--lora-rank` is {self.lora_rank}. {error}") from None
-        if not 0 <= self.dropout < 1:
+        if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"`--dropout` must lie in [0, 1), not {self.dropout}.")
         for name in ("model_name", "tokenizer"):
             value = getattr(self, name)

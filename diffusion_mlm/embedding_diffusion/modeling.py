@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .. import presets as presets  # makes its architectures known to transformers
 from ..initialization import start_at_neighbors, start_by_copying
 from .noise import (
     NOISE_SCHEDULES,
@@ -134,9 +135,9 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     def __init__(self, config: EmbeddingDiffusionConfig) -> None:
         super().__init__(config)
         encoder_config = AutoConfig.for_model(**config.encoder)  # type: ignore[arg-type]
-        self.encoder = AutoModel.from_config(encoder_config, attn_implementation=config._attn_implementation)
-        if hasattr(self.encoder, "pooler"):
-            self.encoder.pooler = None
+        # That of a masked language model: it comes without a pooler, and some have no other class.
+        whole = AutoModelForMaskedLM.from_config(encoder_config, attn_implementation=config._attn_implementation)
+        self.encoder = whole.base_model
         width = encoder_config.hidden_size
         predicts_tokens = config.objective == "cross_entropy"
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_dim)
