@@ -52,7 +52,6 @@ LITERAL: dict[str, Any] = {
     "normalize_embeddings": False,
     "noise_schedule": "cosine",
     "self_conditioning": 0.0,
-    "embedding_dim": 128,
 }
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -71,7 +70,7 @@ class StudyArguments:
     """What is trained and measured."""
 
     arm: str = field(default="default", metadata={"help": "The model.", "choices": list(ARMS)})
-    preset: str = field(default="roberta-tiny", metadata={"help": "The size of the encoder."})
+    preset: str = field(default="roberta-tiny", metadata={"help": "The encoder, RoBERTa; literal: of its size."})
     num_stories: int = field(default=192_000, metadata={"help": "Different stories to train on."})
     max_steps: int = field(default=3600, metadata={"help": "Training steps at most."})
     batch_size: int = field(default=256, metadata={"help": "Stories in a step; masked saw 928,000 in all."})
@@ -141,9 +140,11 @@ class Stories(torch.utils.data.Dataset):
 def train_arm(args: StudyArguments, report: dict[str, Any]) -> EmbeddingDiffusionModel:
     """Trains a model for the time that there is, and says how it went."""
     tokenizer = story_language.tokenizer()
-    encoder = preset_config(args.preset, tokenizer, 128, dropout=0.0)
+    literal = args.arm.startswith("literal")  # rotary positions, normalised queries and keys: as that system has them
+    size = args.preset.removeprefix("roberta-")
+    encoder = preset_config(f"modern-{size}" if literal else args.preset, tokenizer, 128, dropout=0.0, qk_norm=literal)
     settings = dict(ARMS[args.arm])
-    if "embedding_dim" in settings and settings["embedding_dim"] == LITERAL["embedding_dim"]:
+    if literal:
         settings["embedding_dim"] = encoder.hidden_size
     config = EmbeddingDiffusionConfig(encoder=encoder.to_dict(), attn_implementation="sdpa", **settings)
     model = build_embedding_diffusion(config, args.seed)
@@ -245,7 +246,7 @@ def ways_to_write(arm: str) -> list[tuple[str, dict[str, Any]]]:
     if arm == "masked":
         return [("masked", {}), ("masked, remasking", {"remask": "remdm_conf"})]
     ways: list[tuple[str, dict[str, Any]]] = [("DDIM", {"sampler": "ddim"}), ("DDPM", {"sampler": "ddpm"})]
-    if arm != "literal":
+    if not arm.startswith("literal"):
         ways += [("DDIM, temperature 0.8", {"sampler": "ddim", "temperature": 0.8})]
     return ways
 
@@ -259,7 +260,7 @@ def measure_writing(model: Any, tokenizer: Any, args: StudyArguments, report: di
                 write_stories(model, tokenizer, args, steps=forwards, **settings)
             )
             keep()
-    if args.arm in ("masked", "literal"):
+    if args.arm == "masked" or args.arm.startswith("literal"):
         return
     tokenized = story_language.sample_ids(args.num_eval, HELD_OUT_SEED + 1)
     is_noised = tokenized.ne(tokenizer.bos_token_id)
