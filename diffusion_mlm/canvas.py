@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .modeling import end_token_id, require_mask_token, unwrap
 from .tokenization import encode_text
 
 logger = logging.getLogger(__name__)
+
+_GAUSSIAN = "embedding_diffusion"  # the model type
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,16 @@ def training_facts(model: nn.Module) -> dict[str, Any]:
 
 def is_gaussian(model: nn.Module) -> bool:
     """Whether this is a model of embedding diffusion, which reads noisy embeddings instead of masks."""
-    return getattr(getattr(unwrap(model), "config", None), "model_type", None) == "embedding_diffusion"
+    return getattr(getattr(unwrap(model), "config", None), "model_type", None) == _GAUSSIAN
+
+
+def is_gaussian_checkpoint(name_or_path: str) -> bool:
+    """Whether `config.json` of a directory or a repository says that; False where there is none to read."""
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    except (OSError, ValueError):
+        return False
+    return found.get("model_type") == _GAUSSIAN
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -1,6 +1,7 @@
 """Filling: a masked language model, canvases and settings go in, denoising steps come out."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,10 +70,8 @@ def fill_canvases(
     keys = torch.tensor([canvas.key for canvas in canvases])
     forbidden_ids = torch.tensor(forbidden_token_ids(tokenizer, writes_ends, vocab_size))
     if is_gaussian(model):
-        from .embedding_diffusion.generation import fill_by_denoising
-
-        return fill_by_denoising(
-            unwrap(model),  # type: ignore[arg-type]  # its configuration says what it is
+        gaussian: Any = unwrap(model)
+        return gaussian.fill(
             ids.to(device),
             to_fill.to(device),
             config,

@@ -1,5 +1,6 @@
 """Text from a masked language model: `generate` for finished texts, `stream` for every step on the way."""
 
+import importlib
 import json
 import logging
 import numbers
@@ -22,7 +23,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .canvas import padding_id, without_start
+from .canvas import is_gaussian_checkpoint, padding_id, without_start
 from .constraints import Constraints, completion_text
 from .continuation import Continuation, constrain, continue_texts, make_continuations
 from .denoising import DenoisingStep
@@ -93,10 +94,11 @@ def load_generator(
             `generation_config.json` is damaged or holds impossible settings.
         HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
     """
-    from .embedding_diffusion.loading import is_embedding_diffusion, load_embedding_diffusion
-
-    if is_embedding_diffusion(name_or_path):
-        model: PreTrainedModel = load_embedding_diffusion(name_or_path, argument)
+    model: PreTrainedModel
+    if is_gaussian_checkpoint(name_or_path):
+        # Found by name: the code that a repository carries (`remote_code`) is of masked models and goes without.
+        loading = importlib.import_module(f"{__package__}.embedding_diffusion.loading")
+        model = loading.load_embedding_diffusion(name_or_path, argument)
     else:
         model = load_model(name_or_path, trust_remote_code=trust_remote_code, argument=argument)
     tokenizer = load_tokenizer(name_or_path, trust_remote_code=trust_remote_code, argument=argument)

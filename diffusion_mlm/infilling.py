@@ -294,10 +294,8 @@ def _bound_per_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: 
         "draws": draws,
     }
     if is_gaussian(model):
-        from .embedding_diffusion.likelihood import gaussian_bound_of_rows
-
         gaussian: Any = unwrap(model)
-        bounds = gaussian_bound_of_rows(gaussian, ids, torch.ones_like(ids), maskable, **options)
+        bounds = gaussian.bound_of_rows(ids, torch.ones_like(ids), maskable, **options)
     else:
         mask_id = require_mask_token(tokenizer, "tokenizer")
         bounds = bound_of_rows(predict_logits, ids, maskable, mask_id=mask_id, **options)

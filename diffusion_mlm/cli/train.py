@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import __version__, story_language
 from ..callbacks import LogFileCallback, LogLineCallback, SampleTextCallback
-from ..canvas import is_gaussian
+from ..canvas import is_gaussian, is_gaussian_checkpoint
 from ..checkpoints import STORIES_MLM
 from ..data import (
     DataReport,
@@ -29,7 +29,7 @@ from ..data import (
     train_validation_split,
 )
 from ..data_sampler import WholeBatchSampler
-from ..embedding_diffusion.loading import is_embedding_diffusion, load_embedding_diffusion
+from ..embedding_diffusion.loading import load_embedding_diffusion
 from ..embedding_diffusion.modeling import EmbeddingDiffusionConfig, build_embedding_diffusion
 from ..embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from ..errors import CheckpointError, OutputDirectoryError, SaveError
@@ -289,7 +289,7 @@ def make_model(
     default_length = story_language.BLOCK_LENGTH if data_args.is_stories else 128
     if model_args.preset is None:
         name = model_args.model_name or STORIES_MLM
-        if is_embedding_diffusion(name):
+        if is_gaussian_checkpoint(name):
             model: PreTrainedModel = load_embedding_diffusion(name, "--model-name")
         elif model_args.process == "gaussian":
             raise ValueError(

@@ -1,18 +1,7 @@
-"""Checkpoints of embedding diffusion: recognizing and loading them."""
-
-from transformers import PreTrainedConfig
+"""Checkpoints of embedding diffusion."""
 
 from ..hub_access import require_repository
-from .modeling import MODEL_TYPE, EmbeddingDiffusionModel
-
-
-def is_embedding_diffusion(name_or_path: str) -> bool:
-    """Whether `config.json` of a directory or a repository says so; False where there is none to read."""
-    try:
-        found, _ = PreTrainedConfig.get_config_dict(name_or_path)
-    except (OSError, ValueError):
-        return False
-    return found.get("model_type") == MODEL_TYPE
+from .modeling import EmbeddingDiffusionModel
 
 
 def load_embedding_diffusion(name_or_path: str, argument: str = "--checkpoint") -> EmbeddingDiffusionModel:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrained
 from transformers.utils import ModelOutput
 
 from .. import presets as presets  # makes its architectures known to transformers
+from ..denoising_step import DenoisingStep
+from ..evaluation.likelihood import RowBounds
 from ..initialization import start_at_neighbors, start_by_copying
 from .noise import (
     NOISE_SCHEDULES,
@@ -247,6 +250,18 @@ class EmbeddingDiffusionModel(PreTrainedModel):
         """
         means = None if previous is None or not self.config.self_conditioning else self._mean_words(previous)
         return self._predict(z, log_snr, input_ids, is_noised, attention_mask, means)
+
+    def fill(self, *args: Any, **kwargs: Any) -> Iterator[DenoisingStep]:
+        """The steps that fill canvases, see `generation.fill_by_denoising`; `filling.fill_canvases` asks for them."""
+        from .generation import fill_by_denoising
+
+        return fill_by_denoising(self, *args, **kwargs)
+
+    def bound_of_rows(self, *args: Any, **kwargs: Any) -> RowBounds:
+        """The likelihood bound of rows, see `likelihood.gaussian_bound_of_rows`."""
+        from .likelihood import gaussian_bound_of_rows
+
+        return gaussian_bound_of_rows(self, *args, **kwargs)
 
     def _mean_words(self, logits: Tensor) -> Tensor:
         return torch.softmax(logits.float(), -1).to(self.words.weight.dtype) @ self.words.weight

@@ -14,7 +14,7 @@ from ..objectives import token_negative_log_likelihood
 from ..randomness import fold_in, uniform
 from ..token_weights import token_counts
 from ..trainer import DiffusionTrainer
-from .likelihood import SELF_CONDITION_STREAM, gaussian_bound_of_rows, row_noise
+from .likelihood import SELF_CONDITION_STREAM, row_noise
 from .modeling import EmbeddingDiffusionModel
 from .monitors import embedding_figures
 
@@ -89,8 +89,7 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
         return logits, token_negative_log_likelihood(logits, corrupted.targets[rows], forbidden)
 
     def _bound_of_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> RowBounds:
-        return gaussian_bound_of_rows(
-            unwrap(model),  # type: ignore[arg-type]  # checked at the start
+        return self._gaussian.bound_of_rows(
             batch["input_ids"],
             batch["attention_mask"],
             batch["labels"].ne(-100),

@@ -209,12 +209,10 @@ class _Estimators(TextSums):
         predictor = self.predictor
         if not is_gaussian(predictor.model):
             return bound_of_rows(predictor, ids, maskable, end_id=predictor.end_id, draws=draws, **self.options)
-        from ..embedding_diffusion.likelihood import gaussian_bound_of_rows
-
         options = {name: value for name, value in self.options.items() if name != "mask_id"}
-        attended, gaussian = ids.ne(PADDING), unwrap(predictor.model)
-        return gaussian_bound_of_rows(
-            gaussian,  # type: ignore[arg-type]  # its configuration says what it is
+        attended = ids.ne(PADDING)
+        gaussian: Any = unwrap(predictor.model)
+        return gaussian.bound_of_rows(
             ids.masked_fill(~attended, predictor.padding_id),
             attended.long(),
             maskable,
