@@ -43,7 +43,7 @@ from diffusion_mlm.modeling import forbidden_token_ids
 from diffusion_mlm.presets import preset_config
 
 sys.path.insert(0, str(Path(__file__).parent))
-from embedding_diffusion_tables import picture, write_tables
+from embedding_diffusion_tables import picture, replace, write_tables
 from pictures import run_script
 
 HELD_OUT_SEED, TRAINING_SEED = 1_000_003, 1
@@ -288,9 +288,7 @@ def main(argv: list[str]) -> int:
     }
 
     def keep() -> None:
-        part = directory / f"{args.arm}.json.part"
-        part.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(directory / f"{args.arm}.json")
+        replace(directory / f"{args.arm}.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_tables(args.output)
 
     if args.arm == "masked":

@@ -1,6 +1,7 @@
 """What the arms of `embedding_diffusion_study.py` found, as one JSON file, one page of Markdown and one picture."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def write_tables(output: str) -> None:
 
 def replace(path: Path, text: str) -> None:
     """Writes a file as a whole: another arm may be writing it too."""
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}.part-{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
 

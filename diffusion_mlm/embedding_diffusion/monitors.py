@@ -68,6 +68,29 @@ def loss_by_noise(
         `lookup_accuracy`, shares of tokens; `eps_mse`, `lookup_eps_mse`.
     """
     model = unwrap(model)  # type: ignore[assignment]
+    of_model = _of_model(model, input_ids, is_noised, log_snr, forbidden_ids, seed, self_condition)
+    lookup = lookup_figures(model.log_unigram, model.clean_embeddings(), log_snr)
+    return {
+        "log_snr": log_snr.tolist(),
+        "cross_entropy": of_model[:, 0].tolist(),
+        "lookup_cross_entropy": lookup.cross_entropy.tolist(),
+        "accuracy": of_model[:, 1].tolist(),
+        "lookup_accuracy": lookup.accuracy.tolist(),
+        "eps_mse": of_model[:, 2].tolist(),
+        "lookup_eps_mse": lookup.eps_mse.tolist(),
+    }
+
+
+def _of_model(
+    model: EmbeddingDiffusionModel,
+    input_ids: Tensor,
+    is_noised: Tensor,
+    log_snr: Tensor,
+    forbidden_ids: Tensor | None = None,
+    seed: int = 0,
+    self_condition: bool = False,
+) -> Tensor:
+    """Cross-entropy, accuracy and squared error of the noise at each level, `(G, 3)` float64."""
     table = model.clean_embeddings()
     keys = fold_in(torch.tensor(make_key("loss_by_noise", seed)), torch.arange(len(input_ids)))
     sums = torch.zeros(len(log_snr), 4, dtype=torch.float64)
@@ -87,17 +110,7 @@ def loss_by_noise(
             error = (found - table[target]).double().square().mean(-1).sum() * math.exp(level)
             hits = logits.argmax(-1).eq(target).sum()
             sums[place] += torch.stack([nats.double(), hits.double(), error, noised.sum().double()]).cpu()
-    of_model = sums[:, :3] / sums[:, 3:]
-    lookup = lookup_figures(model.log_unigram, table, log_snr)
-    return {
-        "log_snr": log_snr.tolist(),
-        "cross_entropy": of_model[:, 0].tolist(),
-        "lookup_cross_entropy": lookup.cross_entropy.tolist(),
-        "accuracy": of_model[:, 1].tolist(),
-        "lookup_accuracy": lookup.accuracy.tolist(),
-        "eps_mse": of_model[:, 2].tolist(),
-        "lookup_eps_mse": lookup.eps_mse.tolist(),
-    }
+    return sums[:, :3] / sums[:, 3:]
 
 
 def middle_band(curve: dict[str, list[float]], entropy: float) -> list[int]:
@@ -131,5 +144,5 @@ def fit_noise_schedule(
     """
     ends = model.noise_knots.double()
     levels = torch.linspace(float(ends.min()), float(ends.max()), 33, dtype=torch.float64)
-    curve = loss_by_noise(model, input_ids, is_noised, levels)
-    model.noise_knots.copy_(knots_by_nats(levels, torch.tensor(curve["cross_entropy"]).double(), even_share))
+    nats = _of_model(model, input_ids, is_noised, levels)[:, 0]
+    model.noise_knots.copy_(knots_by_nats(levels, nats, even_share))
