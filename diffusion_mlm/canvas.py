@@ -1,16 +1,19 @@
 """Canvases: rows of token ids, some of which are to be generated, and what opens and closes such a row."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .modeling import end_token_id, require_mask_token, unwrap
 from .tokenization import encode_text
 
 logger = logging.getLogger(__name__)
+
+_GAUSSIAN = "embedding_diffusion"  # the model type
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,20 @@ class Canvas:
 def training_facts(model: nn.Module) -> dict[str, Any]:
     """How the model was trained, from `config.json`; empty for a model that this package did not train."""
     return getattr(getattr(unwrap(model), "config", None), "diffusion", None) or {}
+
+
+def is_gaussian(model: nn.Module) -> bool:
+    """Whether this is a model of embedding diffusion, which reads noisy embeddings instead of masks."""
+    return getattr(getattr(unwrap(model), "config", None), "model_type", None) == _GAUSSIAN
+
+
+def is_gaussian_checkpoint(name_or_path: str, source: Mapping[str, Any] | None = None) -> bool:
+    """Whether `config.json` of a directory or a repository says that; False where there is none to read."""
+    try:
+        found, _ = PreTrainedConfig.get_config_dict(name_or_path, **(source or {}))
+    except (OSError, ValueError):
+        return False
+    return found.get("model_type") == _GAUSSIAN
 
 
 def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

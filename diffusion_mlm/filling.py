@@ -1,12 +1,13 @@
 """Filling: a masked language model, canvases and settings go in, denoising steps come out."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from .canvas import Canvas, padding_id, training_facts
+from .canvas import Canvas, is_gaussian, padding_id, training_facts
 from .denoising import DenoisingStep, OnStep, denoise
 from .denoising_step import Constraint, GuideLogits
 from .generation_config import DiffusionGenerationConfig
@@ -28,7 +29,8 @@ def fill_canvases(
 ) -> Iterator[DenoisingStep]:
     """The steps that fill a batch of canvases; beyond the end of a shorter one its row holds -1.
 
-    The model is put into evaluation mode, and stays there. `guidance` sees every canvas as it is alone, without -1.
+    A model of embedding diffusion fills them by taking noise away, see `embedding_diffusion.generation`. The model is
+    put into evaluation mode, and stays there. `guidance` sees every canvas as it is alone, without -1.
     """
     require_guidance(guidance)
     parameter = next(model.parameters(), None)
@@ -65,13 +67,34 @@ def fill_canvases(
     model.eval()
     vocab_size = getattr(getattr(unwrap(model), "config", None), "vocab_size", len(tokenizer))
     writes_ends = bool(training_facts(model).get("generates_end"))
+    keys = torch.tensor([canvas.key for canvas in canvases])
+    forbidden_ids = torch.tensor(forbidden_token_ids(tokenizer, writes_ends, vocab_size))
+    if is_gaussian(model):
+        gaussian: Any = unwrap(model)
+        return gaussian.fill(
+            ids.to(device),
+            to_fill.to(device),
+            config,
+            mask_id=mask_id,
+            padding_id=padding,
+            keys=keys,
+            forbidden_ids=forbidden_ids,
+            end_id=end_token_id(tokenizer) if writes_ends else None,
+            may_end=may_end.to(device),
+            edit_logits=edit_logits if logits_processor else None,
+            guide_logits=guide_logits if guidance is not None else None,
+            on_step=on_step,
+            constraint=constraint,
+        )
+    if config.sampler is not None:
+        raise ValueError(f"`sampler` is {config.sampler!r}, but a masked model has none: leave it out.")
     return denoise(
         predict_logits,
         ids.to(device),
         to_fill.to(device),
         mask_id=mask_id,
-        keys=torch.tensor([canvas.key for canvas in canvases]),
-        forbidden_ids=torch.tensor(forbidden_token_ids(tokenizer, writes_ends, vocab_size)),
+        keys=keys,
+        forbidden_ids=forbidden_ids,
         sampling=config.to_sampling(),
         steps=config.steps,
         steps_per_token=config.steps_per_token,

@@ -1,5 +1,6 @@
 """Text from a masked language model: `generate` for finished texts, `stream` for every step on the way."""
 
+import importlib
 import json
 import logging
 import numbers
@@ -22,7 +23,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from .canvas import padding_id, without_start
+from .canvas import is_gaussian_checkpoint, padding_id, without_start
 from .constraints import Constraints, completion_text
 from .continuation import Continuation, constrain, continue_texts, make_continuations
 from .denoising import DenoisingStep
@@ -99,7 +100,14 @@ def load_generator(
         HubUnavailableError, NotAllowedError: see `hub_access.require_repository`.
     """
     how: dict[str, Any] = {"trust_remote_code": trust_remote_code, "argument": argument, "source": source}
-    model, tokenizer = load_model(name_or_path, **how), load_tokenizer(name_or_path, **how)
+    model: PreTrainedModel
+    if is_gaussian_checkpoint(name_or_path, source):
+        # Found by name: the code that a repository carries (`remote_code`) is of masked models and goes without.
+        loading = importlib.import_module(f"{__package__}.embedding_diffusion.loading")
+        model = loading.load_embedding_diffusion(name_or_path, argument, source)
+    else:
+        model = load_model(name_or_path, **how)
+    tokenizer = load_tokenizer(name_or_path, **how)
     model.generation_config = saved_generation_config(name_or_path, argument, source)
     return model.eval(), tokenizer
 

@@ -57,8 +57,9 @@ DEFAULTS: dict[str, Any] = {
     "stride": None,
     "num_return_sequences": 1,
     "batch_size": 64,
+    "sampler": None,
 }
-_NOT_OF_A_PRESET = ("max_new_tokens", "stride", "num_return_sequences", "batch_size")
+_NOT_OF_A_PRESET = ("max_new_tokens", "stride", "num_return_sequences", "batch_size", "sampler")
 _ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.05}
 
 # What each preset changes; everything else but length, number and batch size is as in DEFAULTS.
@@ -70,6 +71,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "faithful": {"order": "random", "top_p": 1.0},
     "guide": {"steps": 10, "order": "random", "remask": "renoise"},
 }
+
+SAMPLERS = ("ddim", "ddpm")  # of embedding diffusion
 
 _BLOCK_LENGTH = 16  # by default, see `DiffusionGenerationConfig`
 
@@ -130,6 +133,9 @@ class DiffusionGenerationConfig(GenerationConfig):
             its own `steps`.
         num_return_sequences (`int`): samples per prefix.
         batch_size (`int`): rows per call of the model; no effect on the text.
+        sampler (`str`, *optional*): of a model of embedding diffusion, which has no masks and of the settings above
+            knows `steps` (64 by default), `temperature`, `sampling="greedy"`, lengths and numbers alone: `ddim`, the
+            default, goes from noise to text without chance; `ddpm` adds noise at every step.
 
     Raises:
         ValueError: a name is unknown, or a value impossible.
@@ -161,6 +167,7 @@ class DiffusionGenerationConfig(GenerationConfig):
     no_repeat_ngram_size: int
     stride: int | None
     batch_size: int
+    sampler: str | None
 
     def __init__(self, preset: str | None = None, **kwargs: Any) -> None:
         kwargs = {**_of_preset(preset), **kwargs}
@@ -293,6 +300,8 @@ def _require_valid(settings: Mapping[str, Any]) -> None:
     ratio = settings["steps_per_token"]
     if not isinstance(ratio, (int, float)) or isinstance(ratio, bool) or not 0 < ratio < math.inf:
         raise ValueError(f"`steps_per_token` must be a finite number above 0, not {ratio!r}.")
+    if settings["sampler"] not in (None, *SAMPLERS):
+        raise ValueError(f"`sampler` must be one of {', '.join(SAMPLERS)}, not {settings['sampler']!r}.")
     if not isinstance(settings["defer_end"], bool):
         raise ValueError(f"`defer_end` must be True or False, not {settings['defer_end']!r}.")
     if adaptive is not None:

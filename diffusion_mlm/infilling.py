@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from .canvas import Canvas, closing_of_whole_text, training_facts
+from .canvas import Canvas, closing_of_whole_text, is_gaussian, training_facts
 from .denoising_step import GuideLogits
 from .evaluation.likelihood import bound_of_rows
 from .filled_text import fill_texts
@@ -288,15 +288,17 @@ def _bound_per_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: 
     def predict_logits(input_ids: Tensor, rows: Tensor) -> Tensor:
         return logits_at(model, rows, input_ids=input_ids, attention_mask=torch.ones_like(input_ids))
 
-    bounds = bound_of_rows(
-        predict_logits,
-        ids,
-        maskable,
-        mask_id=require_mask_token(tokenizer, "tokenizer"),
-        end_id=end if writes_ends else -1,
-        forbidden_ids=torch.tensor(forbidden_token_ids(tokenizer, writes_ends, vocab_size), device=ids.device),
-        draws=draws,
-    )
+    options: dict[str, Any] = {
+        "end_id": end if writes_ends else -1,
+        "forbidden_ids": torch.tensor(forbidden_token_ids(tokenizer, writes_ends, vocab_size), device=ids.device),
+        "draws": draws,
+    }
+    if is_gaussian(model):
+        gaussian: Any = unwrap(model)
+        bounds = gaussian.bound_of_rows(ids, torch.ones_like(ids), maskable, **options)
+    else:
+        mask_id = require_mask_token(tokenizer, "tokenizer")
+        bounds = bound_of_rows(predict_logits, ids, maskable, mask_id=mask_id, **options)
     return float(bounds.nats / bounds.num_tokens)
 
 

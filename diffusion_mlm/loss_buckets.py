@@ -7,13 +7,18 @@ from torch import Tensor
 
 from .evaluation.likelihood import NUM_BUCKETS, bucket_of
 
-_NAME = "loss_mask_rate_"
+BY_MASK_RATE = "loss_mask_rate_"
 
 
 class LossBuckets:
-    """Sums of the mean losses of rows, by the bucket of their mask rate."""
+    """Sums of the mean losses of rows, by the bucket of their mask rate.
 
-    def __init__(self) -> None:
+    Args:
+        name (`str`): what logs call them.
+    """
+
+    def __init__(self, name: str = BY_MASK_RATE) -> None:
+        self._name = name
         self._sums = torch.zeros(2, NUM_BUCKETS, dtype=torch.float64)  # nats, rows
 
     def add(self, mask_rate: Tensor, nats: Tensor) -> None:
@@ -29,14 +34,14 @@ class LossBuckets:
         """The logs of all processes since the last call; `reduce` sums a tensor over them."""
         nats, counts = reduce(self._sums)
         self._sums = torch.zeros_like(self._sums)
-        return bucket_logs("", nats, counts)
+        return bucket_logs("", nats, counts, self._name)
 
 
-def bucket_logs(prefix: str, nats: Tensor, counts: Tensor) -> dict[str, float]:
+def bucket_logs(prefix: str, nats: Tensor, counts: Tensor, name: str = BY_MASK_RATE) -> dict[str, float]:
     """`{"loss_mask_rate_0.1": ...}` with the upper end of each bucket of mask rates that was seen."""
     width = 1 / NUM_BUCKETS
     return {
-        f"{prefix}{_NAME}{(index + 1) * width:.1f}": float(nats[index] / counts[index])
+        f"{prefix}{name}{(index + 1) * width:.1f}": float(nats[index] / counts[index])
         for index in range(NUM_BUCKETS)
         if counts[index] > 0
     }
@@ -48,5 +53,5 @@ def loss_by_mask_rate(metrics: Mapping[str, float]) -> list[list[float]]:
     >>> loss_by_mask_rate({"eval_loss": 2.0, "eval_loss_mask_rate_0.1": 1.5, "eval_loss_mask_rate_1.0": 3.0})
     [[0.1, 1.5], [1.0, 3.0]]
     """
-    prefix = f"eval_{_NAME}"
+    prefix = f"eval_{BY_MASK_RATE}"
     return [[float(name.removeprefix(prefix)), nats] for name, nats in metrics.items() if name.startswith(prefix)]

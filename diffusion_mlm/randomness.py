@@ -64,3 +64,8 @@ def gumbel(keys: Tensor, size: int) -> Tensor:
     """Standard Gumbel noise, float64, of shape `(*keys.shape, size)`."""
     u = uniform(keys, size) + 2.0**-54  # never exactly 0
     return -torch.log(-torch.log(u))
+
+
+def normal(keys: Tensor, size: int) -> Tensor:
+    """Standard normal numbers, float64, of shape `(*keys.shape, size)`; the first ones do not depend on `size`."""
+    return torch.special.ndtri(uniform(keys, size) + 2.0**-54)  # never exactly 0

@@ -22,7 +22,7 @@ from .durable_trainer import DurableTrainer
 from .errors import NonFiniteLossError
 from .evaluation.likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
 from .hub_training import PushingTrainer
-from .loss_buckets import LossBuckets, bucket_logs
+from .loss_buckets import BY_MASK_RATE, LossBuckets, bucket_logs
 from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
@@ -72,6 +72,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
 
     # The loss is divided by the units of the whole accumulated batch here, so the Trainer must not divide again.
     loss_is_scaled_for_ga = True
+    _bucket_name = BY_MASK_RATE
 
     def __init__(
         self,
@@ -132,6 +133,9 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
             self._process = dataclasses.replace(self._process, token_weights=weights)
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
+        self._look_at_model()
+
+    def _look_at_model(self) -> None:
         selects_rows(unwrap(self.model))
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -142,7 +146,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         """Nothing is left of steps that a run before, or one that ran out of memory, has made."""
         if isinstance(self._process.rates, ImportanceRates):
             self._process = dataclasses.replace(self._process)
-        self._buckets = LossBuckets()
+        self._buckets = LossBuckets(self._bucket_name)
         self._first_bad_step, self._throughput = torch.tensor(-1), Throughput()
 
     # Data
@@ -235,8 +239,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         units: Tensor = inputs.pop(_UNITS)
         places: Tensor = inputs.pop(_PLACES)
         rows = scored_positions(self.args.objective, corrupted)
-        logits = logits_at(model, rows, **inputs)
-        token_nll = token_negative_log_likelihood(logits, corrupted.targets[rows], self._forbidden.to(logits.device))
+        logits, token_nll = self._score(model, inputs, corrupted, rows)
         self._count_buckets(token_nll, rows, corrupted)
         loss = objective_sum(self.args.objective, token_nll, corrupted) / units.clamp(min=1).to(token_nll.dtype)
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes afterwards
@@ -251,6 +254,14 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
             prints = [row_fingerprint(corrupted.targets[row, : lengths[row]]) for row in bad]
             self._stop_at(float(loss.detach()), self.state.global_step, places[bad].tolist(), prints)
         return (loss, {"logits": logits}) if return_outputs else loss
+
+    def _score(
+        self, model: nn.Module, inputs: dict[str, Any], corrupted: CorruptedBatch, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits and losses of the positions `rows`, `(N, V)` and `(N,)`."""
+        logits = logits_at(model, rows, **inputs)
+        forbidden = self._forbidden.to(logits.device)
+        return logits, token_negative_log_likelihood(logits, corrupted.targets[rows], forbidden)
 
     def _stop_at(self, loss: float, step: int, places: list[int], fingerprints: list[str]) -> NoReturn:
         rows = name_rows(rows_of_step(self._get_train_sampler(), step, places), fingerprints)
@@ -364,7 +375,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         metrics = {
             f"{metric_key_prefix}_loss": float(nats / num_tokens),
             f"{metric_key_prefix}_num_tokens": int(num_tokens),
-            **bucket_logs(f"{metric_key_prefix}_", buckets[:NUM_BUCKETS], buckets[NUM_BUCKETS:]),
+            **bucket_logs(f"{metric_key_prefix}_", buckets[:NUM_BUCKETS], buckets[NUM_BUCKETS:], self._bucket_name),
         }
         nothing: Any = None  # there are no single predictions
         return EvalLoopOutput(predictions=nothing, label_ids=None, metrics=metrics, num_samples=len(rows))

@@ -29,7 +29,7 @@ from diffusion_mlm.cli.parsing import arguments_of_file
 from diffusion_mlm.denoising import REVEALS
 from diffusion_mlm.errors import HubUnavailableError, NonFiniteLossError, NotAllowedError, OutputDirectoryError
 from diffusion_mlm.generation import generate, load_generator
-from diffusion_mlm.generation_config import DEFAULTS, PRESETS
+from diffusion_mlm.generation_config import DEFAULTS, PRESETS, SAMPLERS
 from diffusion_mlm.precision import DTYPES
 from diffusion_mlm.remasking import REMASKS
 from diffusion_mlm.sampling import NonFiniteLogitsError, SamplingMethod
@@ -111,6 +111,7 @@ def test_help_of_generate_tells_the_true_choices_and_defaults() -> None:
         "order": list(ORDERS),
         "order_from": ["distribution", "sample"],
         "remask": list(REMASKS),
+        "sampler": list(SAMPLERS),
     } == CHOICES
     fields = GenerateArguments.__dataclass_fields__
     for name, value in DEFAULTS.items():

@@ -30,6 +30,7 @@ MATHEMATICS = (
     "denoising_step",
     "denoising_loop",
     "denoising",
+    "embedding_diffusion.noise",
 )
 # Text and models: these import one another and the mathematics.
 TEXT_AND_MODELS = (

@@ -22,6 +22,7 @@ CHOICES = {
     "sampling": ["greedy", "topk", "nucleus", "min_p", "typical"],
     "order": ["random", "confidence", "margin", "entropy", "left_to_right"],
     "order_from": ["distribution", "sample"],
+    "sampler": ["ddim", "ddpm"],
     "remask": [
         "none",
         "renoise",
@@ -87,6 +88,7 @@ class GenerationSettings(CheckpointArguments):
     no_repeat_ngram_size: int | None = setting(
         "no_repeat_ngram_size", "No n-gram of so many tokens comes twice; 0 is off.", "0"
     )
+    sampler: str | None = setting("sampler", "Of a model of embedding diffusion: without or with chance.", "ddim")
     num_samples: int | None = setting("num_return_sequences", "Samples per text.", "1")
     batch_size: int | None = setting("batch_size", "Rows per call of the model; the text is the same.", "64")
     dtype: str = field(

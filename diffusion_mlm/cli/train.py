@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from .. import __version__, story_language
 from ..callbacks import LastEvaluationCallback, LogFileCallback, LogLineCallback, SampleTextCallback
+from ..canvas import is_gaussian, is_gaussian_checkpoint
 from ..checkpoints import STORIES_MLM
 from ..data import (
     DataReport,
@@ -28,6 +29,9 @@ from ..data import (
     train_validation_split,
 )
 from ..data_sampler import WholeBatchSampler
+from ..embedding_diffusion.loading import load_embedding_diffusion
+from ..embedding_diffusion.modeling import EmbeddingDiffusionConfig, build_embedding_diffusion
+from ..embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from ..errors import CheckpointError, OutputDirectoryError, SaveError
 from ..generation import load_tokenizer
 from ..generation_config import DiffusionGenerationConfig
@@ -107,6 +111,8 @@ def _train(
     logger.info("model: %s, %s parameters", type(model).__name__, f"{model.num_parameters():,}")
 
     model.config.diffusion = training_facts(args, max_length, model_args.lora_rank)
+    if is_gaussian(model):
+        model.config.diffusion |= {"process": "gaussian", "objective": model.config.objective}
     if model_args.lora_rank is not None:
         model = add_lora(model, model_args.lora_rank, model_args.lora_alpha, model_args.lora_targets, args.seed)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -132,7 +138,7 @@ def _train(
         args.eval_strategy = "no"
     samples = SampleTextCallback(tokenizer, args.sample_prefixes, generation_config, args.seed)
     last = LastEvaluationCallback()
-    trainer = DiffusionTrainer(
+    trainer = (EmbeddingDiffusionTrainer if is_gaussian(model) else DiffusionTrainer)(
         model,
         args,
         processing_class=tokenizer,
@@ -286,12 +292,20 @@ def make_model(
     default_length = story_language.BLOCK_LENGTH if data_args.is_stories else 128
     if model_args.preset is None:
         name = model_args.model_name or STORIES_MLM
-        model = load_model(
-            name,
-            attn_implementation=model_args.attn_implementation,
-            attention_dropout=model_args.attention_dropout,
-            trust_remote_code=model_args.trust_remote_code,
-        )
+        if is_gaussian_checkpoint(name):
+            model: PreTrainedModel = load_embedding_diffusion(name, "--model-name")
+        elif model_args.process == "gaussian":
+            raise ValueError(
+                f"`--model-name` is {name!r}, no model of embedding diffusion, and does not become one: name a "
+                f"`--preset` instead."
+            )
+        else:
+            model = load_model(
+                name,
+                attn_implementation=model_args.attn_implementation,
+                attention_dropout=model_args.attention_dropout,
+                trust_remote_code=model_args.trust_remote_code,
+            )
         tokenizer = load_tokenizer(name, trust_remote_code=model_args.trust_remote_code, argument="--model-name")
         limit = context_length(model, tokenizer)
         max_length = data_args.max_length or min(default_length, limit)
@@ -305,6 +319,13 @@ def make_model(
     require_mask_token(tokenizer, "--tokenizer")
     settings = {name: getattr(model_args, name) for name in ENCODER_SETTINGS}
     config = preset_config(model_args.preset, tokenizer, max(max_length, 128), model_args.dropout, **settings)
+    if model_args.process == "gaussian":
+        gaussian = EmbeddingDiffusionConfig(
+            encoder=config.to_dict(),
+            attn_implementation=model_args.attn_implementation or "sdpa",
+            **model_args.settings(config.vocab_size, config.hidden_size),
+        )
+        return build_embedding_diffusion(gaussian, seed), tokenizer, max_length
     model = build_model(config, seed, model_args.attn_implementation or "sdpa")
     return model, tokenizer, max_length
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from ..embedding_diffusion.arguments import GaussianArguments
 from ..hub_access import looks_like_path
 from ..lora import require_peft
 from ..presets import PRESETS
@@ -22,7 +23,7 @@ ENCODER_SETTINGS = (
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(GaussianArguments):
     """The model that is trained, and its tokenizer."""
 
     model_name: str | None = field(
@@ -93,6 +94,15 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
+        self.require_own_options()
+        if self.process == "gaussian" and self.model_name is None and self.preset is None:
+            self.preset = "roberta-tiny"
+        if self.process == "gaussian" and self.time_conditioning != "none":
+            raise ValueError(
+                "`--time-conditioning` belongs to masks: a Gaussian process tells its noise level anyway."
+            )
+        if self.process == "gaussian" and self.lora_rank is not None:
+            raise ValueError("`--lora-rank` and `--process gaussian` exclude one another: all of it is trained.")
         if self.model_name is not None and self.preset is not None:
             raise ValueError(
                 f"`--model-name` ({self.model_name}) and `--preset` ({self.preset}) exclude one another: fine-tune a "

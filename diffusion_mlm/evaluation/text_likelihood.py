@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..canvas import training_facts
+from ..canvas import is_gaussian, training_facts
 from ..modeling import context_length, unwrap
 from ..schedules import get_schedule
-from .likelihood import NUM_BUCKETS, bound_of_rows
+from .likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
 from .likelihood_report import Estimate, LikelihoodReport
 from .loss_curve import RowCurves, loss_curve_of_rows
-from .row_predictor import RowPredictor, make_predictor, writes_ends
+from .row_predictor import PADDING, RowPredictor, make_predictor, writes_ends
 from .text_rows import TextRows, make_rows
 from .text_sums import CONFIDENCE, TextSums
 from .trajectory import chain_of_rows, fixed_ranks, importance_bound, random_chains_of_rows, sampler_bound_of_rows
@@ -193,9 +193,7 @@ class _Estimators(TextSums):
         buckets = torch.zeros(2, NUM_BUCKETS, dtype=torch.float64)
 
         def of_batch(ids: Tensor, maskable: Tensor) -> Tensor:
-            bounds = bound_of_rows(
-                self.predictor, ids, maskable, end_id=self.predictor.end_id, draws=draws, **self.options
-            )
+            bounds = self._bound_of_rows(ids, maskable, draws)
             buckets.add_(torch.stack([bounds.bucket_nats.sum(0), bounds.bucket_counts.sum(0)]).cpu())
             return bounds.nats
 
@@ -206,6 +204,22 @@ class _Estimators(TextSums):
             for index in range(NUM_BUCKETS)
             if counts[index] > 0
         ]
+
+    def _bound_of_rows(self, ids: Tensor, maskable: Tensor, draws: int) -> RowBounds:
+        predictor = self.predictor
+        if not is_gaussian(predictor.model):
+            return bound_of_rows(predictor, ids, maskable, end_id=predictor.end_id, draws=draws, **self.options)
+        options = {name: value for name, value in self.options.items() if name != "mask_id"}
+        attended = ids.ne(PADDING)
+        gaussian: Any = unwrap(predictor.model)
+        return gaussian.bound_of_rows(
+            ids.masked_fill(~attended, predictor.padding_id),
+            attended.long(),
+            maskable,
+            end_id=predictor.end_id,
+            draws=draws,
+            **options,
+        )
 
     def curve(self) -> tuple[Estimate, list[tuple[float, float]]]:
         curves: list[RowCurves] = []
