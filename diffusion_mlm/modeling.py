@@ -327,8 +327,8 @@ def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
     base: Any = inner.base_model  # a module, by `selects_rows`; torch types attributes as Tensor | Module
     layer = None if _is_compiled(model) else _layer_to_finish(inner)
     keeping = _keep_rows(base, rows) if layer is None or not rows.any() else on_rows(layer, rows)
-    head = getattr(inner, "get_output_embeddings", lambda: None)()  # type: ignore[operator]
-    with keeping, aligned_rows(head):
+    find_head: Any = getattr(inner, "get_output_embeddings", lambda: None)
+    with keeping, aligned_rows(find_head()):
         logits = model(**inputs).logits
     if logits.shape[1] != int(rows.sum()):
         raise RuntimeError(

@@ -560,9 +560,9 @@ def test_the_temperature_falls_as_the_masks_go():
     shares = []
 
     class Watching(Sampling):
-        def choose(self, logits, u, masked_share=None):
+        def choose_from(self, log_probs, u, masked_share=None):
             shares.append(masked_share.tolist())
-            return super().choose(logits, u, masked_share)
+            return super().choose_from(log_probs, u, masked_share)
 
     list(run(random_model, example(steps=2, sampling=Watching(temperature_end=0.1))))
     assert shares == [[1.0, 1.0], [0.5, 0.5]]
