@@ -19,20 +19,22 @@ _ARCHITECTURES = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 def last_layer(base_model: nn.Module) -> nn.Module | None:
     """The last layer of an encoder if `on_rows` can stand in for it as it is now, else None.
 
-    It must be transformers' own, with fused attention, neither compiled nor hooked inside, nor run a second time in
+    It must be transformers' own, with fused attention, neither compiled nor hooked into, nor run a second time in
     the backward pass.
     """
     config = getattr(base_model, "config", None)
-    layers = getattr(getattr(base_model, "encoder", None), "layer", None)
+    encoder: Any = getattr(base_model, "encoder", None)
+    layers = getattr(encoder, "layer", None)
     if getattr(config, "model_type", None) not in _ARCHITECTURES or not isinstance(layers, nn.ModuleList):
         return None
     layer: Any = layers[-1]
-    passed_over = (layer.attention, layer.attention.self)  # their submodules are called
+    # What sees other shapes, or is not called while its submodules are.
+    on_the_way = (base_model, encoder, layer, layer.attention, layer.attention.self)
     as_shipped = (
         type(layer).__module__.startswith("transformers.models.")
         and "forward" not in vars(layer)
         and layer._compiled_call_impl is None
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in passed_over)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in on_the_way)
     )
     fused = config._attn_implementation == "sdpa" and not config.is_decoder  # type: ignore[union-attr]
     again = layer.training and getattr(layer, "gradient_checkpointing", False)

@@ -252,12 +252,14 @@ _finishes_rows: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whet
 
 
 def selects_rows(model: nn.Module) -> bool:
-    """Whether the head of this model can run on chosen rows only; found out once, on four tokens, by comparing."""
+    """Whether the head of this model can run on chosen rows only; found out once, on a few tokens, by comparing."""
     model = unwrap(model)
     if model not in _selects_rows:
         _selects_rows[model] = _probe(model, _keep_rows)
         if not _selects_rows[model] and hasattr(model, "base_model"):  # `ExactDenoiser` has no head
             logger.warning("%s computes logits at all positions: its head cannot be separated.", type(model).__name__)
+        elif _selects_rows[model]:
+            _layer_to_finish(model)  # both are looked at before anything depends on it
     return _selects_rows[model]
 
 
@@ -282,21 +284,22 @@ def _layer_to_finish(model: nn.Module) -> nn.Module | None:
 
 @torch.no_grad()
 def _probe(model: nn.Module, keeping: Callable[[nn.Module, Tensor], AbstractContextManager[None]]) -> bool:
-    """Whether logits computed while `keeping` two rows of four are those that the model gives there."""
+    """Whether logits computed while `keeping` three positions of eight are those that the model gives there."""
     base_model = getattr(model, "base_model", None)
     parameter = next(model.parameters(), None)
     vocab_size = getattr(getattr(model, "config", None), "vocab_size", None)
     if not isinstance(base_model, nn.Module) or base_model is model or parameter is None or vocab_size is None:
         return False
-    ids = torch.tensor([[5, 6, 7, 8]], device=parameter.device) % vocab_size
-    rows = torch.tensor([[False, True, False, True]], device=parameter.device)
+    # Two texts, since what is given for each text, such as a time, must find its positions.
+    ids = torch.tensor([[5, 6, 7, 8], [9, 5, 8, 6]], device=parameter.device) % vocab_size
+    rows = torch.tensor([[False, True, False, True], [True, False, False, False]], device=parameter.device)
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         full = model(input_ids=ids).logits
         with keeping(base_model, rows):
             selected = model(input_ids=ids).logits
-        if selected.shape[:2] != (1, 2):
+        if selected.shape[:2] != (1, 3):
             return False
         # Small beside what tells two positions apart, in any dtype and however small the weights are.
         error, spread = (selected[0] - full[rows]).abs().max(), (full[:, 1:] - full[:, :-1]).abs().max()

@@ -132,6 +132,10 @@ def hook_into_attention(model):
     model.roberta.encoder.layer[-1].attention.register_forward_hook(lambda *_: None)
 
 
+def hook_into_encoder(model):
+    model.roberta.register_forward_hook(lambda *_: None)
+
+
 def replace_forward(model):
     layer = model.roberta.encoder.layer[-1]
     layer.forward = layer.forward
@@ -141,6 +145,7 @@ def replace_forward(model):
     "change",
     [
         hook_into_attention,
+        hook_into_encoder,
         replace_forward,
         lambda model: model.roberta.encoder.layer[-1].compile(backend="eager"),
         lambda model: model.train().gradient_checkpointing_enable(),
