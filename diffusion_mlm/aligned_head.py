@@ -46,6 +46,7 @@ def _pays(head: Any) -> bool:
         and head.weight.device.type == "cpu"
         and len(head.weight) % _LINE != 0
         and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")  # which would multiply in another format
         and head._compiled_call_impl is None
         and "forward" not in vars(head)
     )

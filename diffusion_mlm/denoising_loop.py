@@ -107,7 +107,7 @@ class DenoisingLoop:
             if work is not None:
                 yield self._report(self._step(work, made), work)
                 made += 1
-        if self.final_pass and made:
+        if self.final_pass and made and bool(self._to_predict_again().any()):
             yield self._predict_again(made)
 
     def _begin(self, index: int) -> _Work | None:
@@ -146,9 +146,8 @@ class DenoisingLoop:
     def _step(self, work: _Work, made: int) -> DenoisingStep:
         # 1. Which visible positions return to mask, and how many masked ones come out to keep to the plan.
         sure = self.confidence[work.rows]
-        remasked = self.remasking.select(
-            work.fill, work.open, work.num_visible, sure, work.t, fold_in(work.keys, _REMASK)
-        )
+        keys = fold_in(work.keys, _REMASK) if self.remasking.revises else work.keys
+        remasked = self.remasking.select(work.fill, work.open, work.num_visible, sure, work.t, keys)
         counts = work.num_visible - (work.visible & ~remasked).sum(-1)  # (A,)
 
         # 2. Predict: everything masked, or only what is revealed if the order can tell without the logits.
@@ -207,9 +206,12 @@ class DenoisingLoop:
             num_forwards=self.num_forwards.clone(),
         )
 
+    def _to_predict_again(self) -> Tensor:
+        return self.to_fill if self.end_id is None else self.to_fill & self.canvas.ne(self.end_id)
+
     def _predict_again(self, made: int) -> DenoisingStep:
         """The pass at t = 0: the most probable token at each position to fill but ends, from the finished canvas."""
-        again = self.to_fill if self.end_id is None else self.to_fill & self.canvas.ne(self.end_id)
+        again = self._to_predict_again()
         rows = again.any(-1).nonzero().squeeze(-1)
         needed, nothing = again[rows], torch.zeros_like(again[rows])
         work = _Work(
@@ -244,8 +246,7 @@ class DenoisingLoop:
         In the dtype of the model: what is read from them is read in float32, some rows at a time.
         """
         logits = self._predict(work.canvas, needed)
-        if self.guides:
-            guided = self.guided[work.rows]
+        if self.guides and bool((guided := self.guided[work.rows]).any()):
             blank = work.canvas.masked_fill(self.condition[work.rows], self.mask_id)
             unconditional = self._predict(blank[guided], needed[guided]).float()
             of_guided = guided[needed.nonzero()[:, 0]]
@@ -299,8 +300,11 @@ class DenoisingLoop:
 
         The log-probability is neither tempered nor truncated, nor does it know of guidance or tokens drawn before.
         """
+        alone = self.guide_logits is None and self.constraint is None and not self.repetition.bans
+        if alone and self.sampling.is_greedy:
+            return draw_tokens(self.sampling, logits)
         share = (work.masked.sum(-1) / self.to_fill[work.rows].sum(-1))[reveal.nonzero()[:, 0]]
-        if self.guide_logits is None and self.constraint is None and not self.repetition.bans:
+        if alone:
             return draw_tokens(self.sampling, logits, self._uniform(work, reveal), share)
         tokens = self._draw_in_turn(work, reveal, logits.float(), share)
         return tokens, log_probabilities(logits).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

@@ -226,7 +226,7 @@ def _tied_weights(model: PreTrainedModel) -> Finding:
 
 def _attention(model: PreTrainedModel) -> Finding:
     backend = getattr(model.config, "_attn_implementation", None) or "its own"
-    dropout = getattr(model.config, attention_dropout_name(model.config) or "", None) or 0.0
+    dropout = getattr(model.config.get_text_config(), attention_dropout_name(model.config) or "", None) or 0.0
     if backend == "sdpa" and dropout > 0 and not torch.accelerator.is_available():
         says = f"{backend}, with attention dropout {dropout}, which switches the fused kernel off on CPUs in training"
         return Finding("attention", NOTE, says, "Train with `--attention-dropout 0` to be faster.")

@@ -55,6 +55,10 @@ def on_rows(layer: nn.Module, rows: Tensor) -> Iterator[None]:
         attention = whole.attention.self
         queries = hidden_states.gather(1, place.unsqueeze(-1).expand(-1, -1, hidden_states.shape[-1]))
 
+        mask = attention_mask
+        if mask is not None and mask.shape[2] > 1:  # (B, 1, L, L): a line for each query
+            mask = mask.gather(2, place[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
+
         def heads(projected: Tensor) -> Tensor:
             return projected.unflatten(-1, (-1, attention.attention_head_size)).transpose(1, 2)
 
@@ -63,7 +67,7 @@ def on_rows(layer: nn.Module, rows: Tensor) -> Iterator[None]:
             heads(attention.query(queries)),
             heads(attention.key(hidden_states)),
             heads(attention.value(hidden_states)),
-            None if attention_mask is None else attention_mask[:, :, :1],  # (B, 1, L, L), all L lines alike
+            mask,
             dropout=attention.dropout.p if whole.training else 0.0,
             scaling=attention.scaling,
             is_causal=False,

@@ -3,6 +3,7 @@
 import copy
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -118,7 +119,7 @@ def load_model(
             dropout_name = attention_dropout_name(config)
             if dropout_name is None:
                 raise ValueError(f"a {config.model_type} has no attention dropout to set to {attention_dropout}.")
-            setattr(config, dropout_name, attention_dropout)
+            setattr(config.get_text_config(), dropout_name, attention_dropout)
         model, info = AutoModelForMaskedLM.from_pretrained(name_or_path, config=config, **how)
         other_head = any(key.startswith("lm_predictions.") for key in info["unexpected_keys"])
         if config.model_type == "deberta-v2" and other_head:  # that of DeBERTa-v3, whose config.json does not say so
@@ -141,9 +142,8 @@ def load_model(
 
 def attention_dropout_name(config: Any) -> str | None:
     """What the family of this configuration calls the dropout of attention; None if it has none."""
-    return next(
-        (name for name in ("attention_probs_dropout_prob", "attention_dropout") if hasattr(config, name)), None
-    )
+    names = ("attention_probs_dropout_prob", "attention_dropout")
+    return next((name for name in names if hasattr(config.get_text_config(), name)), None)
 
 
 def _reason(error: Exception) -> str:
@@ -251,6 +251,16 @@ _selects_rows: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 _finishes_rows: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # whether `last_layer.on_rows` holds, too
 
 
+_locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_lock_of_locks = threading.Lock()
+
+
+def _lock_of(model: nn.Module) -> threading.RLock:
+    """The lock of a model: which rows it keeps is told to the model itself, so threads take turns."""
+    with _lock_of_locks:
+        return _locks.setdefault(model, threading.RLock())
+
+
 def selects_rows(model: nn.Module) -> bool:
     """Whether the head of this model can run on chosen rows only; found out once, on a few tokens, by comparing."""
     model = unwrap(model)
@@ -325,15 +335,16 @@ def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
         `torch.Tensor` of shape `(N, V)`, in row-major order of `rows`.
     """
     inner = unwrap(model)
-    if not selects_rows(inner):
-        return model(**inputs).logits[rows]
-    base: Any = inner.base_model  # a module, by `selects_rows`; torch types attributes as Tensor | Module
-    layer = None if _is_compiled(model) else _layer_to_finish(inner)
-    keeping = _keep_rows(base, rows) if layer is None or not rows.any() else on_rows(layer, rows)
-    find_head: Any = getattr(inner, "get_output_embeddings", lambda: None)
-    with keeping, aligned_rows(find_head()):
-        logits = model(**inputs).logits
-    if logits.shape[1] != int(rows.sum()):
+    with _lock_of(inner):
+        if not selects_rows(inner):
+            return model(**inputs).logits[rows]
+        base: Any = inner.base_model  # a module, by `selects_rows`; torch types attributes as Tensor | Module
+        layer = None if _is_compiled(model) else _layer_to_finish(inner)
+        keeping = _keep_rows(base, rows) if layer is None or not rows.any() else on_rows(layer, rows)
+        find_head: Any = getattr(inner, "get_output_embeddings", lambda: None)
+        with keeping, aligned_rows(find_head()):
+            logits = model(**inputs).logits
+    if logits.shape[:2] != (1, int(rows.sum())):
         raise RuntimeError(
             f"The model returned logits of {logits.shape[1]} positions instead of {int(rows.sum())}: it was compiled "
             f"before its first use here. Compile it after, or pass the uncompiled model."

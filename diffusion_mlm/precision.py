@@ -26,11 +26,13 @@ def set_precision(model: Model, dtype: str) -> Model:
     pays compiled only, see `compile_layers`.
 
     Raises:
-        ValueError: another format, or int8 on a GPU.
+        ValueError: another format, int8 on a GPU, or anything but float32 for embedding diffusion.
         ImportError: int8, and the extra `int8` is not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    if dtype != "float32" and getattr(unwrap(model), "float32_only", False):
+        raise ValueError(f"`dtype` {dtype!r} is for masked models: noise on embeddings is computed in float32.")
     if dtype != "int8":
         return model.to(getattr(torch, dtype))
     if next(model.parameters()).device.type != "cpu":

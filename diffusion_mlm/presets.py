@@ -90,7 +90,7 @@ def _require_size(size: dict[str, int], is_modern: bool) -> None:
             raise ValueError(f"`{name}` must be at least 1, not {value!r}.")
     width, heads = size["hidden_size"], size["num_attention_heads"]
     multiple = 2 * heads if is_modern else heads  # rotary positions turn pairs
-    if width % multiple:
+    if width % multiple or width < 2 * heads:
         raise ValueError(
             f"`hidden_size` is {width}, which {heads} attention heads cannot share{' in pairs' * is_modern}: choose a "
             f"multiple of {multiple}, or other `num_attention_heads`."

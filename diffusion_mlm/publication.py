@@ -120,7 +120,9 @@ def training_state_files(checkpoint: str | Path, path_in_repo: str) -> dict[str,
 
 def _entry(content: bytes | Path, sealed: Mapping[str, list[Any]]) -> list[Any]:
     if isinstance(content, Path):
-        return sealed[content.name]
+        if content.name in sealed:
+            return sealed[content.name]
+        content = content.read_bytes()  # it came after the seal
     return [len(content), hashlib.sha256(content).hexdigest()]
 
 

@@ -5,6 +5,7 @@ what was drawn before. So nothing here has a state: a key goes in, numbers come 
 """
 
 import hashlib
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -37,12 +38,33 @@ def _finalize(x: Tensor) -> Tensor:
     return x ^ _logical_shift_right(x, 31)
 
 
+def _signed(x: int) -> int:
+    """The signed 64-bit integer with the lowest 64 bits of `x`."""
+    return (x + 2**63) % 2**64 - 2**63
+
+
+def _finalize_number(x: int) -> int:
+    """`_finalize` of one integer: as a tensor it would take a dozen operations, on a GPU as many kernels."""
+    x %= 2**64
+    x = (x ^ (x >> 30)) * (_MULTIPLIER_1 % 2**64) % 2**64
+    x = (x ^ (x >> 27)) * (_MULTIPLIER_2 % 2**64) % 2**64
+    return _signed(x ^ (x >> 31))
+
+
 def fold_in(keys: Tensor | int, data: Tensor | int) -> Tensor:
     """New keys from `keys` and `data` (int64, broadcast against each other): one stream per row, step or position."""
-    keys, data = torch.as_tensor(keys, dtype=torch.int64), torch.as_tensor(data, dtype=torch.int64)
+    keys = torch.as_tensor(keys, dtype=torch.int64)
+    if isinstance(data, int):
+        return _finalize(keys + _signed(_finalize_number(data + _INCREMENT) * _MULTIPLIER_2 + _INCREMENT))
     if keys.device != data.device:
         keys, data = (keys.to(data.device), data) if keys.dim() == 0 else (keys, data.to(keys.device))
     return _finalize(keys + _finalize(data + _INCREMENT) * _MULTIPLIER_2 + _INCREMENT)
+
+
+@lru_cache(maxsize=64)
+def _counters(size: int, device: torch.device) -> Tensor:
+    """What `fold_in` adds to a key for each of the numbers 0 to `size` - 1: the same in every step of every text."""
+    return _finalize(torch.arange(size, device=device) + _INCREMENT) * _MULTIPLIER_2 + _INCREMENT
 
 
 def uniform(keys: Tensor, size: int) -> Tensor:
@@ -55,8 +77,7 @@ def uniform(keys: Tensor, size: int) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(..., size)`, float64. The first numbers of a key do not depend on `size`.
     """
-    counter = torch.arange(size, dtype=torch.int64, device=keys.device)
-    bits = fold_in(keys.unsqueeze(-1), counter)
+    bits = _finalize(keys.unsqueeze(-1) + _counters(size, keys.device))
     return _logical_shift_right(bits, 11).double() * 2.0**-53
 
 

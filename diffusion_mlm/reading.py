@@ -78,15 +78,20 @@ def read_distributions(
     return Reading(score, confidence, entropy, whole)
 
 
-def draw_tokens(sampling: Sampling, logits: Tensor, u: Tensor, masked_share: Tensor) -> tuple[Tensor, Tensor]:
+def draw_tokens(
+    sampling: Sampling, logits: Tensor, u: Tensor | None = None, masked_share: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """A token for each row of `logits`, and its log-probability, neither tempered nor truncated: `(N,)` each.
 
-    Arguments and errors as `Sampling.choose`.
+    Arguments and errors as `Sampling.choose`; greedy sampling needs the logits alone.
     """
     tokens, chosen = [], []
     for rows in rows_at_once(logits):
         log_probs = log_probabilities(logits[rows])
-        token = sampling.choose_from(log_probs, u[rows], masked_share[rows])
+        if u is None:
+            token = sampling.choose_from(log_probs)
+        else:
+            token = sampling.choose_from(log_probs, u[rows], None if masked_share is None else masked_share[rows])
         tokens.append(token)
         chosen.append(log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1))
     return torch.cat(tokens), torch.cat(chosen)

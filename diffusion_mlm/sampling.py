@@ -263,10 +263,12 @@ class Sampling:
         """
         return self.choose_from(log_probabilities(logits), u, masked_share)
 
-    def choose_from(self, log_probs: Tensor, u: Tensor, masked_share: Tensor | None = None) -> Tensor:
-        """`choose` for `log_probabilities` instead of logits."""
+    def choose_from(self, log_probs: Tensor, u: Tensor | None = None, masked_share: Tensor | None = None) -> Tensor:
+        """`choose` for `log_probabilities` instead of logits; greedy sampling needs no `u`."""
         if self.is_greedy:
             return log_probs.argmax(-1)
+        if u is None:
+            raise ValueError("`u` is missing: one number for each row of log-probabilities.")
         return draw(self._filtered(log_probs, masked_share), u)
 
 

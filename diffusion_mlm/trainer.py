@@ -244,7 +244,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         loss = objective_sum(self.args.objective, token_nll, corrupted) / units.clamp(min=1).to(token_nll.dtype)
         loss = loss * self.accelerator.num_processes  # gradients are averaged over processes afterwards
         if not corrupted.is_masked.any():
-            loss = loss + logits.sum() * 0  # every parameter needs a gradient, if only 0
+            loss = loss + logits[:0].sum()  # every parameter needs a gradient, if only 0
         if loss.device.type != "cpu":  # the device need not wait: `log` looks at it
             first = (self._first_bad_step.to(loss.device) < 0) & ~torch.isfinite(loss.detach())
             self._first_bad_step = torch.where(first, self.state.global_step, self._first_bad_step.to(loss.device))

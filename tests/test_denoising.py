@@ -786,6 +786,19 @@ def test_the_final_pass_keeps_the_end_of_a_text():
     assert last.canvas.tolist() == [[0, 0, end, end, end, end]]
 
 
+def test_there_is_no_final_pass_where_nothing_but_ends_was_filled():
+    end = 3
+
+    def ends(canvas: Tensor) -> Tensor:
+        assert len(canvas) > 0
+        return 30.0 * torch.nn.functional.one_hot(torch.full_like(canvas, end), VOCABULARY).float()
+
+    canvas = torch.full((1, 4), MASK_ID)
+    blank = example(canvas=canvas, to_fill=canvas.eq(MASK_ID), end_id=end, order="left_to_right")
+    *_, last = run(ends, blank, final_pass=True)
+    assert last.canvas.tolist() == [[end] * 4]
+
+
 @briefly
 @given(requests(), st.sampled_from(MODELS))
 def test_ancestral_reveals_fill_everything_in_at_most_the_steps_asked_for(request_, model):

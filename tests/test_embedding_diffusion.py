@@ -40,6 +40,7 @@ from diffusion_mlm.embedding_diffusion.noise import (
 )
 from diffusion_mlm.embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from diffusion_mlm.generation_config import DiffusionGenerationConfig
+from diffusion_mlm.precision import set_precision
 from diffusion_mlm.presets import preset_config
 from diffusion_mlm.randomness import fold_in, normal
 
@@ -321,6 +322,12 @@ def test_blanks_are_filled_between_what_stands(trained_a_little):
 def test_settings_of_masks_are_refused(model, settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
         generate(model, TOKENIZER, "", seed=0, **settings)
+
+
+def test_weights_of_another_format_are_refused(model):
+    with pytest.raises(ValueError, match="`dtype` 'bfloat16' is for masked models"):
+        set_precision(model, "bfloat16")
+    assert set_precision(model, "float32") is model
 
 
 def test_a_masked_model_has_no_sampler(tiny_roberta):

@@ -158,6 +158,18 @@ def test_guided_rows_do_not_depend_on_their_batch_and_keep_their_prefix(
         assert not set(sample.token_ids) & set(story_tokenizer.all_special_ids)
 
 
+def test_guided_rows_may_be_done_before_those_without_a_prefix(
+    shared_roberta: RobertaForMaskedLM, story_tokenizer: Any
+) -> None:
+    def stop_guided(step: Any) -> str | None:
+        return "finish" if "One day" in story_tokenizer.decode(step.canvas.flatten()) else None
+
+    asked: dict[str, Any] = {"seed": 3, "max_new_tokens": 6, "guidance_scale": 2.0}
+    samples = generate(shared_roberta, story_tokenizer, ["", "One day"], on_step=stop_guided, **asked).samples
+    assert samples[0] == generate(shared_roberta, story_tokenizer, "", **asked).samples[0]
+    assert samples[1].num_forwards < 12
+
+
 def test_guidance_without_a_prefix_is_no_guidance(shared_roberta: RobertaForMaskedLM, story_tokenizer: Any) -> None:
     plain, guided = (
         generate(shared_roberta, story_tokenizer, "", seed=3, max_new_tokens=9, guidance_scale=scale).samples

@@ -1,5 +1,7 @@
 """The last layer on chosen rows: the logits are the full ones, and what cannot be shortened is not."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
@@ -121,11 +123,48 @@ def test_layers_that_run_again_in_the_backward_pass_run_on_all_rows():
 def test_a_model_compiled_as_a_whole_is_not_compiled_anew_at_every_call():
     model = model_of()
     rows, inputs = example(padded=False)
-    expected = logits_at(model, rows, **inputs)
     seen = Seen(model)
-    compiled = torch.compile(model, backend="eager")
-    torch.testing.assert_close(logits_at(compiled, rows, **inputs), expected, rtol=1e-4, atol=1e-5)
+    wrapped = nn.Module()
+    wrapped._orig_mod = model  # what `torch.compile` returns, without compiling
+    wrapped.forward = model.forward
+    logits_at(wrapped, rows, **inputs)
     assert seen.counts[-1] == rows.numel()
+
+
+@torch.no_grad()
+def test_each_query_keeps_its_own_line_of_a_mask():
+    model = model_of()
+    rows, inputs = example(padded=False)
+    lines = torch.rand(3, 1, 12, 12, generator=torch.Generator().manual_seed(1)) < 0.7
+    inputs["attention_mask"] = lines | torch.eye(12, dtype=torch.bool)
+    seen = Seen(model)
+    chosen = logits_at(model, rows, **inputs)
+    assert seen.counts[-1] == int(rows.sum())
+    torch.testing.assert_close(chosen, model(**inputs).logits[rows], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_threads_with_one_model_take_turns():
+    model = model_of()
+    cases = [torch.rand(3, 12, generator=torch.Generator().manual_seed(seed)) < 0.4 for seed in range(40)]
+    _, inputs = example(padded=False)
+    full = model(**inputs).logits
+
+    @torch.no_grad()
+    def found(rows):
+        return logits_at(model, rows, **inputs)
+
+    with ThreadPoolExecutor(4) as pool:
+        for rows, logits in zip(cases, pool.map(found, cases), strict=True):
+            torch.testing.assert_close(logits, full[rows], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_under_autocast_the_head_takes_the_format_of_autocast():
+    model, (rows, inputs) = model_of(vocab_size=41), example(padded=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        chosen, full = logits_at(model, rows, **inputs), model(**inputs).logits[rows]
+    torch.testing.assert_close(chosen, full, rtol=0.1, atol=0.1)
 
 
 def hook_into_attention(model):

@@ -293,6 +293,11 @@ def make_model(
     if model_args.preset is None:
         name = model_args.model_name or STORIES_MLM
         if is_gaussian_checkpoint(name):
+            if model_args.attention_dropout is not None or model_args.attn_implementation is not None:
+                raise ValueError(
+                    f"`--model-name` is {name!r}, a model of embedding diffusion, which keeps its attention: "
+                    f"leave out `--attention-dropout` and `--attn-implementation`."
+                )
             model: PreTrainedModel = load_embedding_diffusion(name, "--model-name")
         elif model_args.process == "gaussian":
             raise ValueError(

@@ -128,6 +128,7 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
+    float32_only = True  # of weights in generation: noise is computed from them
     _supports_sdpa = True
     _supports_flash_attn = True
 
