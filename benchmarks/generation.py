@@ -421,6 +421,7 @@ def benchmark(args: GenerationBenchmarkArguments) -> dict[str, Any]:
         raise ValueError(f"`--rows` {' '.join(args.rows)} is none of the rows: --list-rows shows them.")
     bench, figures = Bench(args.device, args.torch_compile), {"machine": machine(args.device), "rows": []}
     end = time.perf_counter() + (args.max_seconds if args.max_seconds is not None else float("inf"))
+    failed: list[str] = []
     for number, row in enumerate(chosen):
         figures["rows"].append(None)
 
@@ -429,7 +430,13 @@ def benchmark(args: GenerationBenchmarkArguments) -> dict[str, Any]:
             write(args.output, json.dumps(figures, indent=2, allow_nan=False) + "\n")
             print(line_of(result), file=sys.stderr, flush=True)
 
-        measure(bench, row, args.rounds, (end - time.perf_counter()) / (len(chosen) - number), report)
+        try:
+            measure(bench, row, args.rounds, (end - time.perf_counter()) / (len(chosen) - number), report)
+        except (RuntimeError, ImportError) as error:  # the other rows may yet be measured
+            failed.append(f"{row.name}: {' '.join(str(error).split())[:300]}")
+            print(failed[-1], file=sys.stderr, flush=True)
+    if failed:
+        raise RuntimeError(" ".join(failed))
     return figures
 
 
