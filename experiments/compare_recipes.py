@@ -30,7 +30,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from diffusion_mlm import DiffusionTrainer, DiffusionTrainingArguments, load_model, story_language
 from diffusion_mlm.checkpoints import STORIES_MLM
-from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.evaluation.interval import share_interval
 from diffusion_mlm.generation import load_tokenizer
@@ -38,6 +37,7 @@ from diffusion_mlm.modeling import build_model
 from diffusion_mlm.presets import ROBERTA_PRESETS, preset_config
 
 sys.path.insert(0, str(Path(__file__).parent))
+from pictures import run_script
 from recipe_corpora import Corpus, Stories, Texts  # a neighbour, not a package
 
 BASE: dict[str, Any] = {
@@ -310,7 +310,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError, ArithmeticError, KeyboardInterrupt) as error:
-        sys.exit(report_error(error))
+    run_script(main)

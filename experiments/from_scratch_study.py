@@ -24,11 +24,11 @@ from typing import Any
 
 import torch
 
-from diffusion_mlm.cli import report_error
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.presets import PRESETS
 
 sys.path.insert(0, str(Path(__file__).parent))
+from pictures import run_script
 from scratch_measures import first_loss, likelihood, machine, samples, vocabulary
 from scratch_recipes import Arm
 from scratch_table import write_json
@@ -195,7 +195,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError, ArithmeticError, KeyboardInterrupt) as error:
-        sys.exit(report_error(error))
+    run_script(main)

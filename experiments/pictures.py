@@ -55,5 +55,5 @@ def run_script(main: Callable[[list[str]], int]) -> None:
     """Runs a script; a mistake is one sentence and an exit status."""
     try:
         sys.exit(main(sys.argv[1:]))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError, KeyboardInterrupt) as error:
         sys.exit(report_error(error))

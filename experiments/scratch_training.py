@@ -17,8 +17,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from diffusion_mlm import DiffusionGenerationConfig, DiffusionTrainer, story_language
 from diffusion_mlm.callbacks import LogLineCallback
 from diffusion_mlm.cli.parsing import parse
-from diffusion_mlm.cli.train import make_model, make_rows, save_final, show_progress, training_facts
+from diffusion_mlm.cli.train import make_rows, save_final, show_progress, training_facts
 from diffusion_mlm.cli.train_arguments import DataArguments, ModelArguments, TrainCommandArguments
+from diffusion_mlm.cli.train_model import make_model
 from diffusion_mlm.tokenization import boundary_token_ids, encode_text
 
 HELD_OUT_SHARE = 0.1
