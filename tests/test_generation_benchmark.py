@@ -1,6 +1,7 @@
 """The benchmark of generation: it compares what is equal, refuses what is not, and counts what it says."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from benchmarks import generation as benchmark
 from benchmarks.generation import OURS, PLAIN, Bench, Row, measure, needed_flops, table_of
 
+SIDES = sys.modules[Bench.__module__]  # where both sides are
 SHAPES = {"tiny": {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "vocab_size": 200}}
 
 
@@ -43,8 +45,8 @@ def test_sampled_texts_of_both_sides_have_one_distribution(bench, rule):
     forbidden = tokenizer.all_special_ids
     counts = []
     for filled in (
-        benchmark.plain_loop(model, canvas, row, tokenizer.mask_token_id, forbidden),
-        benchmark.our_engine(model, tokenizer, canvas, row),
+        SIDES.plain_loop(model, canvas, row, tokenizer.mask_token_id, forbidden),
+        SIDES.our_engine(model, tokenizer, canvas, row),
     ):
         tokens = filled[:, row.prompt]
         assert not set(tokens.tolist()) & set(forbidden)
@@ -61,7 +63,7 @@ def test_sampled_texts_of_both_sides_have_one_distribution(bench, rule):
 
 @pytest.mark.parametrize("damage", ["other tokens", "prompt unread"])
 def test_nothing_is_timed_if_the_texts_are_not_as_they_must_be(bench, monkeypatch, damage):
-    ours, plain = benchmark.our_engine, benchmark.plain_loop
+    ours, plain = SIDES.our_engine, SIDES.plain_loop
     blank = bench.canvas(row_of("greedy"))
 
     def wrong(model, tokenizer, canvas, row, seed=0):
@@ -70,8 +72,8 @@ def test_nothing_is_timed_if_the_texts_are_not_as_they_must_be(bench, monkeypatc
             filled[0, -1] = filled[0, -1] % 100 + 5
         return filled
 
-    monkeypatch.setattr(benchmark, "our_engine", wrong)
-    monkeypatch.setattr(benchmark, "plain_loop", plain)
+    monkeypatch.setattr(SIDES, "our_engine", wrong)
+    monkeypatch.setattr(SIDES, "plain_loop", plain)
     with pytest.raises(RuntimeError, match="of the tokens are those of the plain loop"):
         bench.compare(row_of("greedy"))
 
