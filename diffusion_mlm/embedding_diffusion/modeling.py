@@ -138,7 +138,7 @@ class EmbeddingDiffusionModel(PreTrainedModel):
 
     def __init__(self, config: EmbeddingDiffusionConfig) -> None:
         super().__init__(config)
-        encoder_config = AutoConfig.for_model(**config.encoder)  # type: ignore[arg-type]
+        encoder_config = AutoConfig.for_model(**config.encoder)  # type: ignore[arg-type]  # a dictionary from `__init__` on
         # That of a masked language model: it comes without a pooler, and some have no other class.
         whole = AutoModelForMaskedLM.from_config(encoder_config, attn_implementation=config._attn_implementation)
         self.encoder = whole.base_model
