@@ -16,6 +16,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .binned_means import BinnedMeans
+
 RATE_DISTRIBUTIONS = ("uniform", "clipped", "beta", "importance")
 Density: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -133,16 +135,13 @@ class ImportanceRates:
     it is kept for each of 32 bins of the mask rate. Rates are uniform until every bin has seen 10 rows, and the law
     does not change within a global batch, so that `l / p` has the right mean given all that went before.
 
-    The loss of a step is `collect`ed as it comes and counts from the next `update` on, which every process calls with
-    a sum over processes: all draw from the same law.
+    The loss of a step is `collect`ed as it comes and counts from the next `update` on, see `BinnedMeans`.
     """
 
     NUM_BINS, MEMORY, WARM_UP = 32, 50, 10  # rows per bin that the running mean looks back on, and that it waits for
 
     def __init__(self) -> None:
-        self.mean_square = torch.zeros(self.NUM_BINS, dtype=torch.float64)
-        self.rows_seen = torch.zeros(self.NUM_BINS, dtype=torch.float64)
-        self._pending = torch.zeros(2, self.NUM_BINS, dtype=torch.float64)
+        self._squares = BinnedMeans(self.NUM_BINS, self.MEMORY)
         self._law = self._make_law()
 
     def rate_and_weight(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,34 +151,26 @@ class ImportanceRates:
     def collect(self, rate: Tensor, loss: Tensor) -> None:
         """Notes rows: `rate`, `loss` (`torch.Tensor` of shape `(B,)`), mask rate and mean cross-entropy in nats."""
         place = (torch.ceil(rate * self.NUM_BINS).long() - 1).clamp(0, self.NUM_BINS - 1)
-        squares = torch.stack([loss.detach().double().square(), torch.ones_like(loss, dtype=torch.float64)])
-        self._pending = self._pending.to(rate.device).index_add(1, place, squares)
+        self._squares.collect(place, loss.detach().double().square())
 
     def update(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda local: local) -> None:
         """Learns from what was collected since the last call."""
-        total, rows = sum_over_processes(self._pending).cpu()
-        self._pending = torch.zeros_like(self._pending)
-        new = rows > 0
-        self.rows_seen += rows
-        # The mean of all rows at first; later one that forgets, at the same pace however rows come in batches.
-        pace = torch.maximum(1 - (1 - 1 / self.MEMORY) ** rows, rows / self.rows_seen.clamp(min=1))
-        self.mean_square[new] = torch.lerp(self.mean_square, total / rows, pace)[new]
+        self._squares.update(sum_over_processes)
         self._law = self._make_law()
 
     def _make_law(self) -> RateHistogram:
         edges = torch.arange(self.NUM_BINS + 1, dtype=torch.float64) / self.NUM_BINS
-        root = self.mean_square.sqrt()
-        if (self.rows_seen < self.WARM_UP).any() or root.sum() == 0:
+        root = self._squares.mean.sqrt()
+        if (self._squares.num_seen < self.WARM_UP).any() or root.sum() == 0:
             root = torch.ones_like(root)
         return with_uniform_share(RateHistogram(edges, root))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What must be kept to go on as if never stopped; call `update` before."""
-        return {"mean_square": self.mean_square.clone(), "rows_seen": self.rows_seen.clone()}
+        return {"mean_square": self._squares.mean.clone(), "rows_seen": self._squares.num_seen.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.mean_square, self.rows_seen = state["mean_square"].clone(), state["rows_seen"].clone()
-        self._pending = torch.zeros_like(self._pending)
+        self._squares.restore(state["mean_square"], state["rows_seen"])
         self._law = self._make_law()
 
 

@@ -5,7 +5,8 @@
     python experiments/embedding_diffusion_study.py --arm masked
 
 Each arm is one process, trains one model of the size of the packaged story generator (`masked` trains nothing: it is
-that generator), and measures it: the likelihood bound, the cross-entropy at each noise level beside that of the
+that generator), from the masked language model that the generator was made from or, as `scratch` and the literal
+recipe, from nothing, and measures it: the likelihood bound, the cross-entropy at each noise level beside that of the
 lookup, which knows no context, the distances of the embeddings, and by the grammar the stories it writes in 8 to 256
 forwards. An arm writes what it knows as soon as it knows it to `results/embedding_diffusion/ARM.json`; all that there
 are together become `results/embedding_diffusion.json` and `.md`, and when an arm ends `.png`.
@@ -22,13 +23,14 @@ import torch
 from transformers import TrainerCallback
 
 from diffusion_mlm import DiffusionTrainingArguments, generate, load_generator, story_language
-from diffusion_mlm.checkpoints import STORIES_GENERATOR
+from diffusion_mlm.checkpoints import STORIES_GENERATOR, STORIES_MLM
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.data_collator import DataCollatorForMaskedDiffusion
 from diffusion_mlm.embedding_diffusion.modeling import (
     EmbeddingDiffusionConfig,
     EmbeddingDiffusionModel,
     build_embedding_diffusion,
+    embedding_diffusion_from,
 )
 from diffusion_mlm.embedding_diffusion.monitors import (
     embedding_figures,
@@ -37,9 +39,10 @@ from diffusion_mlm.embedding_diffusion.monitors import (
     middle_band,
     unigram_entropy,
 )
+from diffusion_mlm.embedding_diffusion.noise import sampling_times
 from diffusion_mlm.embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from diffusion_mlm.evaluation.story_quality import story_figures
-from diffusion_mlm.modeling import forbidden_token_ids
+from diffusion_mlm.modeling import forbidden_token_ids, load_model
 from diffusion_mlm.presets import preset_config
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -60,7 +63,12 @@ ARMS: dict[str, dict[str, Any]] = {
     "d32": {"embedding_dim": 32},
     "d8": {"embedding_dim": 8},
     "no_self_conditioning": {"self_conditioning": 0.0},
+    "informative": {"noise_schedule": "informative"},
     "sqrt": {"noise_schedule": "sqrt"},
+    "scratch": {},
+    "stagger_0": {"stagger": 0.0},
+    "stagger_1": {"stagger": 1.0},
+    "stagger_8": {"stagger": 8.0},
     "masked": {},
 }
 
@@ -70,10 +78,10 @@ class StudyArguments:
     """What is trained and measured."""
 
     arm: str = field(default="default", metadata={"help": "The model.", "choices": list(ARMS)})
-    preset: str = field(default="roberta-tiny", metadata={"help": "The encoder, RoBERTa; literal: of its size."})
+    preset: str = field(default="roberta-tiny", metadata={"help": "Of scratch, RoBERTa; of literal, of its size."})
     num_stories: int = field(default=192_000, metadata={"help": "Different stories to train on."})
-    max_steps: int = field(default=3600, metadata={"help": "Training steps at most."})
-    batch_size: int = field(default=256, metadata={"help": "Stories in a step; masked saw 928,000 in all."})
+    max_steps: int = field(default=25_000, metadata={"help": "Training steps at most."})
+    batch_size: int = field(default=32, metadata={"help": "Stories in a step; masked saw 928,000 in all."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Of Muon and AdamW."})
     max_seconds: float = field(
         default=270.0, metadata={"help": "Training ends after so long, its rate falls to then."}
@@ -146,8 +154,13 @@ def train_arm(args: StudyArguments, report: dict[str, Any]) -> EmbeddingDiffusio
     settings = dict(ARMS[args.arm])
     if literal:
         settings["embedding_dim"] = encoder.hidden_size
-    config = EmbeddingDiffusionConfig(encoder=encoder.to_dict(), attn_implementation="sdpa", **settings)
-    model = build_embedding_diffusion(config, args.seed)
+    if literal or args.arm == "scratch":
+        settings |= {"encoder": encoder.to_dict(), "mask_token_id": tokenizer.mask_token_id}
+        config = EmbeddingDiffusionConfig(attn_implementation="sdpa", **settings)
+        model = build_embedding_diffusion(config, args.seed)
+    else:
+        model = embedding_diffusion_from(load_model(STORIES_MLM), tokenizer.mask_token_id, args.seed, **settings)
+    config = model.config
     model.config.diffusion = {  # type: ignore[attr-defined]  # see `cli.train.training_facts`
         "process": "gaussian",
         "objective": config.objective,
@@ -271,7 +284,7 @@ def measure_writing(model: Any, tokenizer: Any, args: StudyArguments, report: di
             write_stories(model, tokenizer, args, steps=forwards, sampler="ddim")
         )
         keep()
-    report["fitted_levels"] = model.schedule.levels(9).tolist()
+    report["fitted_levels"] = model.schedule.log_snr(sampling_times(9)).tolist()
     model.noise_knots.copy_(trained)
 
 

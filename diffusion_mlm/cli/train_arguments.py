@@ -95,8 +95,8 @@ class ModelArguments(GaussianArguments):
 
     def __post_init__(self) -> None:
         self.require_own_options()
-        if self.process == "gaussian" and self.model_name is None and self.preset is None:
-            self.preset = "roberta-tiny"
+        if self.noise_objective == "eps_mse" and self.model_name is None and self.preset is None:
+            self.preset = "roberta-tiny"  # there is nothing to start from
         if self.process == "gaussian" and self.time_conditioning != "none":
             raise ValueError(
                 "`--time-conditioning` belongs to masks: a Gaussian process tells its noise level anyway."

@@ -9,7 +9,12 @@ from .. import story_language
 from ..canvas import is_gaussian_checkpoint
 from ..checkpoints import STORIES_MLM
 from ..embedding_diffusion.loading import load_embedding_diffusion
-from ..embedding_diffusion.modeling import EmbeddingDiffusionConfig, build_embedding_diffusion
+from ..embedding_diffusion.modeling import (
+    EmbeddingDiffusionConfig,
+    EmbeddingDiffusionModel,
+    build_embedding_diffusion,
+    embedding_diffusion_from,
+)
 from ..generation import load_tokenizer
 from ..modeling import build_model, context_length, load_model, require_mask_token
 from ..presets import preset_config
@@ -33,11 +38,6 @@ def make_model(
                     f"leave out `--attention-dropout` and `--attn-implementation`."
                 )
             model: PreTrainedModel = load_embedding_diffusion(name, "--model-name")
-        elif model_args.process == "gaussian":
-            raise ValueError(
-                f"`--model-name` is {name!r}, no model of embedding diffusion, and does not become one: name a "
-                f"`--preset` instead."
-            )
         else:
             model = load_model(
                 name,
@@ -46,6 +46,9 @@ def make_model(
                 trust_remote_code=model_args.trust_remote_code,
             )
         tokenizer = load_tokenizer(name, trust_remote_code=model_args.trust_remote_code, argument="--model-name")
+        if model_args.process == "gaussian" and not isinstance(model, EmbeddingDiffusionModel):
+            settings = model_args.settings(model.config.vocab_size, model.config.hidden_size)
+            model = embedding_diffusion_from(model, tokenizer.mask_token_id, seed, **settings)
         limit = context_length(model, tokenizer)
         max_length = data_args.max_length or min(default_length, limit)
         if max_length > limit:
@@ -61,6 +64,7 @@ def make_model(
     if model_args.process == "gaussian":
         gaussian = EmbeddingDiffusionConfig(
             encoder=config.to_dict(),
+            mask_token_id=tokenizer.mask_token_id,
             attn_implementation=model_args.attn_implementation or "sdpa",
             **model_args.settings(config.vocab_size, config.hidden_size),
         )

@@ -13,7 +13,8 @@ class GaussianArguments:
     process: str = field(
         default="masked",
         metadata={
-            "help": "masked: tokens are masked; gaussian: their embeddings get noise (needs a --preset).",
+            "help": "masked: tokens are masked; gaussian: their embeddings get noise. Either turns a masked language "
+            "model into a generator, or starts from a --preset.",
             "choices": list(PROCESSES),
         },
     )
@@ -23,11 +24,12 @@ class GaussianArguments:
             "help": "Of --process gaussian: dimensions that get noise. Default: 16, 32, 64 or 128 by vocabulary."
         },
     )
-    noise_schedule: str = field(
-        default="informative",
+    noise_schedule: str | None = field(
+        default=None,
         metadata={
-            "help": "Of --process gaussian: how noise grows; informative is made for the vocabulary at hand.",
-            "choices": ["informative", "cosine", "sqrt"],
+            "help": "Of --process gaussian: how noise grows; warped follows what the model learns, informative is "
+            "made for the vocabulary at hand. Default: warped; of eps_mse cosine.",
+            "choices": ["warped", "informative", "cosine", "sqrt"],
         },
     )
     noise_objective: str = field(
@@ -43,6 +45,14 @@ class GaussianArguments:
         metadata={"help": "Of --process gaussian: share of rows that see a first prediction of their own."},
     )
 
+    stagger: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of --process gaussian: noise leaves the places of a text one after another, and that far apart; "
+            "0: all at once. Default: 3; of eps_mse 0."
+        },
+    )
+
     def require_own_options(self) -> None:
         """Raises ValueError for options of another process, or values that are impossible."""
         if self.process not in PROCESSES:
@@ -54,6 +64,8 @@ class GaussianArguments:
             raise ValueError(f"`--embedding-dim` must be at least 1, not {self.embedding_dim}.")
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"`--self-conditioning` must lie in [0, 1], not {self.self_conditioning}.")
+        if self.stagger is not None and not self.stagger >= 0:
+            raise ValueError(f"`--stagger` must be at least 0, not {self.stagger}.")
 
     def settings(self, vocab_size: int, width: int) -> dict[str, Any]:
         """The settings of `EmbeddingDiffusionConfig` for a vocabulary and an encoder of this size.
@@ -68,6 +80,7 @@ class GaussianArguments:
             "objective": self.noise_objective,
             "noise_schedule": self.noise_schedule,
             "self_conditioning": 0.0 if literal else self.self_conditioning,
+            "stagger": self.stagger,
         }
 
 

@@ -12,7 +12,7 @@ from ..randomness import fold_in
 from ..sampling import NonFiniteLogitsError
 from .likelihood import row_noise
 from .modeling import EmbeddingDiffusionModel
-from .noise import add_noise, ddim_step, ddpm_step, expected_embedding
+from .noise import add_noise, ddim_step, ddpm_step, expected_embedding, sampling_times, staggered_times
 
 DEFAULT_STEPS = 64
 
@@ -62,7 +62,8 @@ def fill_by_denoising(
 
     Each step predicts the clean embeddings as their mean under the model's distribution (at `temperature`; the
     likeliest at 0 or with greedy sampling) and goes to the next noise level: without chance by DDIM, or by a draw of
-    the posterior (`sampler="ddpm"`). Levels are equally far in the model's diffusion time. Tokens are the likeliest of
+    the posterior (`sampler="ddpm"`). Levels are equally far in the model's diffusion time, and reach the places in a
+    random order if the model was trained so (`stagger`). Tokens are the likeliest of
     the last prediction. What is given is never noised. Noise depends on the key of the canvas and the place alone.
 
     A step's canvas shows the likeliest token where its probability is at least one half, and a mask elsewhere; what
@@ -81,12 +82,15 @@ def fill_by_denoising(
     rows, positions = to_fill.nonzero(as_tuple=True)
     temperature = 0.0 if config.to_sampling().is_greedy else config.temperature
     table, dim = model.clean_embeddings(), model.config.embedding_dim
-    levels = model.schedule.levels(config.steps or DEFAULT_STEPS)
+    times = sampling_times(config.steps or DEFAULT_STEPS).to(device)
+    levels = [
+        model.schedule.log_snr(staggered_times(time.expand(len(ids)), to_fill, keys, model.config.stagger or 0.0))
+        for time in times
+    ]
     z = row_noise(keys, ids.shape[1], dim)
     previous: Tensor | None = None
     was_masked, canvas = to_fill, ids.masked_fill(to_fill, mask_id)
-    for index, level in enumerate(levels):
-        here = level.expand(len(ids))
+    for index, here in enumerate(levels):
         output = model.predict(z, here, read, to_fill, attended.long(), previous)
         logits = output.logits.float().index_fill(-1, forbidden_ids.to(device), -torch.inf)
         if end_id is not None:
@@ -118,7 +122,7 @@ def fill_by_denoising(
             return
         was_masked, previous = is_masked, logits
         x0 = output.embedding if output.embedding is not None else expected_embedding(logits, table, temperature)
-        following = levels[index + 1].expand(len(ids))
+        following = levels[index + 1]
         if config.sampler in (None, "ddim"):
             z = ddim_step(z, x0, here, following)
         else:

@@ -7,7 +7,7 @@ from ..evaluation.likelihood import NUM_BUCKETS, RowBounds, bucket_of, count_tok
 from ..objectives import row_means, token_negative_log_likelihood
 from ..randomness import fold_in, normal, uniform
 from .modeling import EmbeddingDiffusionModel
-from .noise import alpha_sigma, expected_embedding
+from .noise import alpha_sigma, expected_embedding, staggered_times
 
 NOISE_STREAM, SELF_CONDITION_STREAM = 11, 12
 
@@ -38,7 +38,9 @@ def gaussian_bound_of_rows(
 
     (Variational Diffusion Models, arXiv:2107.00630, eqs. 11 and 17, with a decoder that predicts the token). The
     integral runs over the levels of the model's noise schedule, and e_hat is the mean embedding under the logits, or
-    what the model predicts instead. Self-conditioning is off: a first prediction would be part of no such process.
+    what the model predicts instead. Where noise leaves the places one after another (`stagger`), so do the integrals
+    of the places, in an order that is drawn with the row's noise. Self-conditioning is off: a first prediction would
+    be part of no such process.
 
     Args:
         model: in evaluation mode.
@@ -52,29 +54,32 @@ def gaussian_bound_of_rows(
     keys = row_keys(seed, input_ids, is_noised)
     offset = uniform(fold_in(keys, -1), 1)[:, 0]
     table = model.clean_embeddings()
+    stagger = model.config.stagger or 0.0
     clean, schedule, dim = table[input_ids], model.schedule, table.shape[1]
     total = is_noised.sum(-1)
     bucket_nats = torch.zeros(len(input_ids), NUM_BUCKETS, dtype=torch.float64, device=input_ids.device)
     bucket_counts = torch.zeros_like(bucket_nats)
 
     def look(log_snr: Tensor, draw: int) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of each row, and its squared errors summed over places and dimensions."""
+        """Mean cross-entropy of each row, and the squared errors of its places `(B, L)` summed over dimensions."""
         noise = row_noise(fold_in(keys, draw), input_ids.shape[1], dim)
         output = model(input_ids, attention_mask, is_noised, log_snr, noise)
         logits = output.logits
         if forbidden_ids is not None and forbidden_ids.numel():
             logits = logits.index_fill(-1, forbidden_ids, -torch.inf)
         found = output.embedding if output.embedding is not None else expected_embedding(logits, table)
-        error = (found - clean).double().square().sum(-1).where(is_noised, 0.0).sum(-1)
+        error = (found - clean).double().square().sum(-1).where(is_noised, 0.0)
         nats = row_means(token_negative_log_likelihood(logits[is_noised], input_ids[is_noised]), is_noised)
         return torch.where(total > 0, nats, torch.zeros_like(nats)), error
 
     nats = torch.zeros(len(input_ids), dtype=torch.float64, device=input_ids.device)
     for draw in range(draws):
         t = 1 - torch.frac(offset + draw / draws)
-        log_snr = schedule.log_snr(t)
+        times = staggered_times(t, is_noised, keys, stagger)
+        log_snr = schedule.log_snr(times)
         mean, error = look(log_snr, draw)
-        nats += 0.5 * log_snr.exp() * error * schedule.slope(t) / draws
+        passing = (1 + stagger) * ((times > 0) & (times < 1))  # how fast the time of a place goes
+        nats += (0.5 * log_snr.exp() * error * schedule.slope(times) * passing).sum(-1) / draws
         bucket = bucket_of(t)[:, None]
         bucket_nats.scatter_add_(1, bucket, mean[:, None])
         bucket_counts.scatter_add_(1, bucket, (total > 0).double()[:, None])

@@ -23,6 +23,7 @@ from .noise import (
     cosine_knots,
     make_knots,
     noise_log_likelihood,
+    per_place,
 )
 
 OBJECTIVES = ("cross_entropy", "eps_mse")
@@ -35,7 +36,7 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
     """What an `EmbeddingDiffusionModel` is made of.
 
     Args:
-        encoder (`dict`): the configuration of a bidirectional encoder of transformers, as its `to_dict` gives it.
+        encoder (`dict`): the configuration of a masked language model of transformers, as its `to_dict` gives it.
         vocab_size (`int`): tokens.
         embedding_dim (`int`): dimensions d of the embeddings that get noise. Few: at 768 noise hides a token over 13 %
             of the time only, at 16 over most of it.
@@ -44,9 +45,16 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         embedding_std (`float`): of the embeddings at the start, where it is their scale: they are not normalised.
         objective (`str`): `cross_entropy` on the prediction of the token, or `eps_mse`, the squared error of a
             predicted noise.
-        noise_schedule (`str`): `informative`, made for the vocabulary at hand; `cosine` or `sqrt`.
+        noise_schedule (`str`, *optional*): `warped`, which follows what the model learns; `informative`, made for the
+            vocabulary at hand; `cosine` or `sqrt`. Default: warped; of eps_mse cosine.
         self_conditioning (`float`): share of the training rows that see a first prediction of their own; above 0,
             sampling feeds each prediction to the next step (Analog Bits, arXiv:2208.04202, section 3.2).
+        mask_token_id (`int`, *optional*): the word that is read where a noisy embedding says nothing; without one it
+            is the mean of all words.
+        adds_unigram (`bool`): whether the unigram law is added to the logits. That of a masked language model that was
+            trained before is in them already.
+        stagger (`float`, *optional*): how far the times at which noise leaves the places of a text are apart, see
+            `noise.staggered_times`; 0: it leaves all at once. Default: 3; of eps_mse 0.
         initializer_range (`float`, *optional*): of the first weights; that of the encoder by default.
 
     Raises:
@@ -61,8 +69,11 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
     normalize_embeddings: bool = True
     embedding_std: float = 1.0
     objective: str = "cross_entropy"
-    noise_schedule: str = "informative"
+    noise_schedule: str | None = None
     self_conditioning: float = 0.5
+    stagger: float | None = None
+    mask_token_id: int | None = None
+    adds_unigram: bool = True
     initializer_range: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -74,17 +85,29 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
             kwargs = {
                 name: self.encoder.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
             } | kwargs
+        predicts_noise = self.objective == "eps_mse"
+        if self.noise_schedule is None:
+            self.noise_schedule = "cosine" if predicts_noise else "warped"
+        if self.stagger is None:
+            self.stagger = 0.0 if predicts_noise else 3.0
         for name, choices in (("objective", OBJECTIVES), ("noise_schedule", NOISE_SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.embedding_dim < 1:
             raise ValueError(f"`embedding_dim` must be at least 1, not {self.embedding_dim!r}.")
+        if not self.stagger >= 0:
+            raise ValueError(f"`stagger` must be at least 0, not {self.stagger!r}.")
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"`self_conditioning` must lie in [0, 1], not {self.self_conditioning!r}.")
-        if self.objective == "eps_mse" and self.self_conditioning:
+        if predicts_noise and self.self_conditioning:
             raise ValueError(
                 f"`self_conditioning` is {self.self_conditioning:g}, but objective eps_mse predicts no tokens that "
                 f"could be fed back: set it to 0."
+            )
+        if predicts_noise and self.noise_schedule == "warped":
+            raise ValueError(
+                "`noise_schedule` is 'warped', which follows the cross-entropy, but eps_mse trains none: set "
+                "it to cosine, sqrt or informative."
             )
         super().__post_init__(**kwargs)
 
@@ -114,18 +137,19 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     """Reads a row of noisy embeddings, some of them given clean, and predicts every token.
 
     With objective cross_entropy the logits are three terms of Bayes' rule: the log-likelihood of the noisy embedding
-    under each token, which is exact (`noise.noise_log_likelihood`); the unigram law; and what the encoder adds. With
-    nothing added that is the best decoder without context, so that all there is to learn is context.
-    The encoder reads at each place the word embeddings of its own averaged under the first two terms (a given token is
-    just its word embedding), the noisy embedding, the log-SNR, and a flag at what is given.
+    under each token, which is exact (`noise.noise_log_likelihood`); the unigram law; and what a masked language model
+    adds. With nothing added that is the best decoder without context, so that all there is to learn is context.
+    That model reads at each place its own word embeddings averaged under the first two terms, and as far as those
+    leave the token open its mask token (a given token is just its word embedding); the noisy embedding, the log-SNR,
+    and a flag at what is given. Where noise hides some tokens, and not the others, it so reads what it would read of
+    masked text: one that was trained before (`embedding_diffusion_from`) starts out with what it knows.
 
     With objective eps_mse the encoder reads the noisy embedding and the log-SNR alone and predicts the noise.
 
-    Any encoder of transformers that takes `inputs_embeds` serves.
+    Any masked language model of transformers that takes `inputs_embeds` serves.
     """
 
     config_class = EmbeddingDiffusionConfig
-    base_model_prefix = "encoder"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     float32_only = True  # of weights in generation: noise is computed from them
@@ -139,19 +163,16 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     def __init__(self, config: EmbeddingDiffusionConfig) -> None:
         super().__init__(config)
         encoder_config = AutoConfig.for_model(**config.encoder)  # type: ignore[arg-type]  # a dictionary from `__init__` on
-        # That of a masked language model: it comes without a pooler, and some have no other class.
         whole = AutoModelForMaskedLM.from_config(encoder_config, attn_implementation=config._attn_implementation)
-        self.encoder = whole.base_model
         width = encoder_config.hidden_size
         predicts_tokens = config.objective == "cross_entropy"
+        self.denoiser = whole if predicts_tokens else whole.base_model
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.read_noisy = nn.Linear(config.embedding_dim, width)
         self.read_level = nn.Sequential(nn.Linear(2 * _NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         if predicts_tokens:
             self.given = nn.Embedding(1, width)
             self.read_previous = nn.Linear(width, width, bias=False) if config.self_conditioning else None
-            self.head = nn.Linear(width, width)
-            self.head_bias = nn.Parameter(torch.zeros(config.vocab_size))
         else:
             self.words.requires_grad_(False)  # they are not read
             self.head = nn.Linear(width, config.embedding_dim)
@@ -160,12 +181,20 @@ class EmbeddingDiffusionModel(PreTrainedModel):
         self.post_init()
 
     @property
+    def base_model(self) -> nn.Module:
+        """The encoder inside, without its head."""
+        return self.denoiser.base_model
+
+    @property
     def words(self) -> nn.Embedding:
         """The encoder's own embeddings of the tokens, as wide as its layers; noise is not added to them."""
-        return self.encoder.get_input_embeddings()
+        return self.denoiser.get_input_embeddings()
 
     def get_input_embeddings(self) -> nn.Module:
         return self.words
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.denoiser.get_output_embeddings() if self.config.objective == "cross_entropy" else None
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -189,7 +218,7 @@ class EmbeddingDiffusionModel(PreTrainedModel):
         smoothed = counts.double() + _SMOOTHING
         self.log_unigram.copy_((smoothed / smoothed.sum()).log())
         table = self.clean_embeddings()
-        self.noise_knots.copy_(make_knots(self.config.noise_schedule, self.log_unigram.to(table.device), table))
+        self.noise_knots.copy_(make_knots(str(self.config.noise_schedule), self.log_unigram.to(table.device), table))
 
     def forward(
         self,
@@ -207,7 +236,7 @@ class EmbeddingDiffusionModel(PreTrainedModel):
             input_ids (`torch.Tensor` of shape `(B, L)`): clean tokens.
             attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*).
             is_noised (`torch.BoolTensor` of shape `(B, L)`): the others are given.
-            log_snr (`torch.Tensor` of shape `(B,)`): the noise level of each row.
+            log_snr (`torch.Tensor` of shape `(B,)` or `(B, L)`): the noise level of each row, or place.
             noise (`torch.Tensor` of shape `(B, L, d)`): standard normal.
             self_condition (`torch.BoolTensor` of shape `(B,)`, *optional*): rows that see a first prediction.
 
@@ -243,8 +272,8 @@ class EmbeddingDiffusionModel(PreTrainedModel):
         """What the clean tokens are, from noisy embeddings.
 
         Args:
-            z (`torch.Tensor` of shape `(B, L, d)`), log_snr (`torch.Tensor` of shape `(B,)`): noisy embeddings and
-                their level.
+            z (`torch.Tensor` of shape `(B, L, d)`), log_snr (`torch.Tensor` of shape `(B,)` or `(B, L)`): noisy
+                embeddings and their level.
             input_ids (`torch.Tensor` of shape `(B, L)`): tokens, read only where `is_noised` is False.
             is_noised (`torch.BoolTensor` of shape `(B, L)`), attention_mask (`torch.Tensor`, *optional*).
             previous (`torch.Tensor` of shape `(B, L, V)`, *optional*): logits of the step before.
@@ -278,36 +307,47 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     ) -> EmbeddingDiffusionOutput:
         table = self.clean_embeddings()
         z = torch.where(is_noised[..., None], z, table[input_ids])
-        level = self.read_level(_waves(log_snr).to(z.dtype))[:, None]  # (B, 1, H)
+        level = self.read_level(_waves(per_place(log_snr)).to(z.dtype))  # (B, 1 or L, H)
         if self.config.objective == "eps_mse":
-            eps = self.head(self._encode(self.read_noisy(z) + level, attention_mask)).float()
-            alpha, sigma = (factor[:, None, None] for factor in alpha_sigma(log_snr))
+            hidden = self.denoiser(inputs_embeds=self.read_noisy(z) + level, attention_mask=attention_mask)
+            eps = self.head(hidden.last_hidden_state).float()
+            alpha, sigma = map(per_place, alpha_sigma(log_snr))
             embedding = (z - sigma * eps) / alpha
             # Tokens are read from the prediction as if it had been observed with the noise of this level.
             logits = self.log_unigram + (alpha / sigma) ** 2 * (embedding @ table.T - table.square().sum(-1) / 2)
             return EmbeddingDiffusionOutput(logits, embedding, eps)
         # 1. What each place says by itself.
-        alone = noise_log_likelihood(z, log_snr, table) + self.log_unigram  # (B, L, V)
-        # 2. The encoder reads that, as a mean of words, and the clean words that are given.
-        read = torch.where(is_noised[..., None], self._mean_words(alone), self.words(input_ids))
+        likelihood = noise_log_likelihood(z, log_snr, table)  # (B, L, V)
+        alone = likelihood + self.log_unigram
+        # 2. The model reads that, as a mean of words, and the clean words that are given.
+        read = torch.where(is_noised[..., None], self._read_alone(alone), self.words(input_ids))
         read = read + self.read_noisy(z) + level + self.given.weight * (~is_noised)[..., None]
         if self.read_previous is not None:
             read = read + self.read_previous(torch.zeros_like(read) if previous is None else previous.to(read.dtype))
         # 3. What the context adds.
-        hidden = self._encode(read, attention_mask)
-        return EmbeddingDiffusionOutput(alone + (self.head(hidden) @ self.words.weight.T + self.head_bias).float())
+        context = self.denoiser(inputs_embeds=read, attention_mask=attention_mask).logits.float()
+        return EmbeddingDiffusionOutput(context + (alone if self.config.adds_unigram else likelihood))
 
-    def _encode(self, read: Tensor, attention_mask: Tensor | None) -> Tensor:
-        return self.encoder(inputs_embeds=read, attention_mask=attention_mask).last_hidden_state
+    def _read_alone(self, logits: Tensor) -> Tensor:
+        """The mean of the words, and the mask token as far as nothing is known: `(B, L, V)` to `(B, L, H)`."""
+        log_p = torch.log_softmax(logits.float(), -1)
+        p, words = log_p.exp(), self.words.weight
+        mean = p.to(words.dtype) @ words
+        if self.config.mask_token_id is None:
+            return mean
+        entropy = -(p * log_p.clamp(min=_LEAST_LOG)).sum(-1)  # 0 times -inf is 0 here
+        open_share = (entropy / -(self.log_unigram.exp() * self.log_unigram).sum()).clamp(0, 1).to(words.dtype)
+        return torch.lerp(mean, words[self.config.mask_token_id], open_share[..., None])
 
 
 _NUM_FREQUENCIES = 16
+_LEAST_LOG = -100.0
 
 
 def _waves(log_snr: Tensor) -> Tensor:
-    """Sines and cosines of the log-SNR with periods from 1 to 64, `(B,)` to `(B, 32)`, float32."""
+    """Sines and cosines of the log-SNR with periods from 1 to 64, `(..., 1)` to `(..., 32)`, float32."""
     periods = torch.logspace(0, 6, _NUM_FREQUENCIES, base=2.0, dtype=torch.float64, device=log_snr.device)
-    angles = log_snr.double()[:, None] * (2 * math.pi / periods)
+    angles = log_snr.double() * (2 * math.pi / periods)
     return torch.cat([angles.sin(), angles.cos()], -1).float()
 
 
@@ -315,9 +355,9 @@ def build_embedding_diffusion(config: EmbeddingDiffusionConfig, seed: int = 0) -
     """A model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
 
     Embeddings are normal with the deviation `embedding_std`. A RoBERTa starts with attention that copies and sees its
-    neighbours, as that of masked diffusion (`initialization`), and what is copied is predicted: the head is half of
-    the identity. (With a head of 0, so that the model starts as the lookup, 95 steps on the stories brought the
-    cross-entropy at log-SNR -2 from 3.86 to 2.71 nats; with this one 104 steps to 2.36.)
+    neighbours, as that of masked diffusion (`initialization`), and what is copied is predicted: its head starts as the
+    identity. (With nothing predicted, so that the model starts as the lookup, 95 steps on the stories brought the
+    cross-entropy at log-SNR -2 from 3.86 to 2.71 nats; with a head of half the identity 104 steps to 2.36.)
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -326,18 +366,55 @@ def build_embedding_diffusion(config: EmbeddingDiffusionConfig, seed: int = 0) -
         with torch.no_grad():
             scale = float(config.initializer_range or 0.02) / math.sqrt(config.embedding_dim)
             nn.init.normal_(model.read_noisy.weight, std=scale)
+            nn.init.zeros_(model.read_noisy.bias)
             nn.init.zeros_(model.read_level[2].weight)  # type: ignore[arg-type]  # of a linear layer
-            if (config.encoder or {}).get("model_type") == "roberta":
-                start_by_copying(model.encoder)
-                start_at_neighbors(model.encoder)
-                half = config.encoder["hidden_size"] // config.encoder["num_attention_heads"] // 2  # type: ignore[index]
-                model.read_noisy.weight[: 2 * half] = 0  # where positions are written, see `start_at_neighbors`
+            nn.init.zeros_(model.read_level[2].bias)  # type: ignore[arg-type]  # as above
             if config.objective == "cross_entropy":
                 nn.init.zeros_(model.given.weight)
-                nn.init.zeros_(model.head.bias)
-                model.head.weight.copy_(0.5 * torch.eye(len(model.head.weight)))
                 if model.read_previous is not None:
                     nn.init.zeros_(model.read_previous.weight)
+            if (config.encoder or {}).get("model_type") == "roberta":
+                start_by_copying(model.denoiser)
+                start_at_neighbors(model.denoiser)
+                half = config.encoder["hidden_size"] // config.encoder["num_attention_heads"] // 2  # type: ignore[index]
+                model.read_noisy.weight[: 2 * half] = 0  # where positions are written, see `start_at_neighbors`
+                if config.objective == "cross_entropy":
+                    nn.init.eye_(model.denoiser.lm_head.dense.weight)
+    return model
+
+
+def embedding_diffusion_from(
+    masked: PreTrainedModel, mask_token_id: int, seed: int = 0, **settings: Any
+) -> EmbeddingDiffusionModel:
+    """A masked language model made one of embedding diffusion, which starts out with what that knows.
+
+    Clean tokens are read as before, and so is a token that noise hides: as the mask token. New are the embeddings that
+    get noise and how noise, its level, what is given and a first prediction are read, the last four from nothing.
+
+    Args:
+        masked (`PreTrainedModel`): is copied, and stays as it is.
+        mask_token_id (`int`): of its tokenizer.
+        seed (`int`): of the embeddings.
+        **settings: of `EmbeddingDiffusionConfig`, such as `embedding_dim`.
+
+    Raises:
+        ValueError: the objective is eps_mse, which predicts no tokens; or a setting is impossible.
+    """
+    config = EmbeddingDiffusionConfig(
+        encoder=masked.config.to_dict(),
+        mask_token_id=mask_token_id,
+        adds_unigram=False,
+        attn_implementation=masked.config._attn_implementation,
+        **settings,
+    )
+    if config.objective != "cross_entropy":
+        raise ValueError(
+            f"`objective` is {config.objective!r}, which predicts noise and has no use for a masked language model: "
+            f"start from scratch (`--preset`)."
+        )
+    model = build_embedding_diffusion(config, seed)
+    model.denoiser.load_state_dict(masked.state_dict())
+    nn.init.zeros_(model.read_noisy.weight)
     return model
 
 

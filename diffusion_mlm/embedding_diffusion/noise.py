@@ -13,10 +13,13 @@ from torch import Tensor
 
 from ..randomness import fold_in, make_key, normal, uniform
 
-NOISE_SCHEDULES = ("informative", "cosine", "sqrt")
+NOISE_SCHEDULES = ("warped", "informative", "cosine", "sqrt")
+
+ORDER_STREAM = 13
 
 _NUM_KNOTS = 129
 _CLEANEST, _NOISIEST = 10.0, -10.0  # log-SNR at which the named schedules are cut off
+_BELOW_THE_LOOKUP = 2.5  # in log-SNR, where a warped schedule ends
 _SHARES_OF_ENTROPY = (0.002, 0.998)  # where an informative schedule ends, as shares of what the lookup can learn
 _CELLS_AT_ONCE = 2**25  # of the table tokens x vocabulary of `lookup_figures`
 
@@ -32,9 +35,14 @@ def alpha_sigma(log_snr: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(log_snr).sqrt().float(), torch.sigmoid(-log_snr).sqrt().float()
 
 
+def per_place(of_rows: Tensor) -> Tensor:
+    """Levels or factors of rows `(B,)` or of places `(B, L)` as `(B, 1 or L, 1)`, to go with embeddings."""
+    return of_rows.reshape(len(of_rows), -1, 1)
+
+
 def add_noise(clean: Tensor, noise: Tensor, log_snr: Tensor) -> Tensor:
-    """`alpha clean + sigma noise`; embeddings and noise are `(B, L, d)`, `log_snr` is `(B,)`."""
-    alpha, sigma = (factor[:, None, None] for factor in alpha_sigma(log_snr))
+    """`alpha clean + sigma noise`; embeddings and noise are `(B, L, d)`, `log_snr` is `(B,)` or `(B, L)`."""
+    alpha, sigma = map(per_place, alpha_sigma(log_snr))
     return alpha * clean + sigma * noise
 
 
@@ -45,14 +53,14 @@ def noise_log_likelihood(z: Tensor, log_snr: Tensor, embeddings: Tensor) -> Tens
     `p(token i | all z) = p(z_i | token i) p(token i | all other z)`, because noise is independent from place to place.
 
     Args:
-        z (`torch.Tensor` of shape `(B, L, d)`), log_snr (`torch.Tensor` of shape `(B,)`),
+        z (`torch.Tensor` of shape `(B, L, d)`), log_snr (`torch.Tensor` of shape `(B,)` or `(B, L)`),
         embeddings (`torch.Tensor` of shape `(V, d)`).
 
     Returns:
         `torch.Tensor` of shape `(B, L, V)`, float32, whatever autocast says: its terms are large and cancel.
     """
     with torch.autocast(z.device.type, enabled=False):
-        alpha, sigma = (factor[:, None, None] for factor in alpha_sigma(log_snr))
+        alpha, sigma = map(per_place, alpha_sigma(log_snr))
         table = embeddings.float()
         return (alpha * (z.float() @ table.T) - alpha**2 * table.square().sum(-1) / 2) / sigma**2
 
@@ -69,18 +77,18 @@ def ddim_step(z: Tensor, x0: Tensor, log_snr: Tensor, next_log_snr: Tensor) -> T
 
     Args:
         z, x0 (`torch.Tensor` of shape `(B, L, d)`): where we are, and the prediction of the clean embeddings.
-        log_snr, next_log_snr (`torch.Tensor` of shape `(B,)`).
+        log_snr, next_log_snr (`torch.Tensor` of shape `(B,)` or `(B, L)`).
     """
-    alpha, sigma = (factor[:, None, None] for factor in alpha_sigma(log_snr))
+    alpha, sigma = map(per_place, alpha_sigma(log_snr))
     return add_noise(x0, (z - alpha * x0) / sigma, next_log_snr)
 
 
 def ddpm_step(z: Tensor, x0: Tensor, log_snr: Tensor, next_log_snr: Tensor, noise: Tensor) -> Tensor:
     """A draw of q(z at the next level | z, x0): ancestral sampling (DDPM, arXiv:2006.11239, eq. 7)."""
-    alpha_t, sigma_t = (factor[:, None, None].double() for factor in alpha_sigma(log_snr))
-    alpha_s, sigma_s = (factor[:, None, None].double() for factor in alpha_sigma(next_log_snr))
+    alpha_t, sigma_t = (per_place(factor).double() for factor in alpha_sigma(log_snr))
+    alpha_s, sigma_s = (per_place(factor).double() for factor in alpha_sigma(next_log_snr))
     a = alpha_t / alpha_s
-    v = -torch.expm1(log_snr - next_log_snr).double()[:, None, None] * sigma_t**2  # sigma_t^2 - a^2 sigma_s^2, exactly
+    v = -per_place(torch.expm1(log_snr - next_log_snr).double()) * sigma_t**2  # sigma_t^2 - a^2 sigma_s^2, exactly
     mean = (a * sigma_s**2 * z + alpha_s * v * x0) / sigma_t**2
     return (mean + (v.clamp(min=0) * sigma_s**2 / sigma_t**2).sqrt() * noise).float()
 
@@ -105,18 +113,41 @@ class NoiseSchedule:
         knots, _, index = self._at(t)
         return (knots[index] - knots[index + 1]) * (len(knots) - 1)
 
-    def levels(self, steps: int) -> Tensor:
-        """The log-SNRs between which a sampler makes so many steps, noisiest first, `(steps,)`, equally far in t.
-
-        The last one is not 0 but the level at which the last prediction is made, from which tokens are read.
-        """
-        times = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-        return self.log_snr(times.to(self.knots.device))
-
     def _at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         knots = self.knots.double()
         place = t.double() * (len(knots) - 1)
         return knots, place, place.long().clamp(0, len(knots) - 2)
+
+
+def sampling_times(steps: int) -> Tensor:
+    """The diffusion times at which a sampler predicts, from 1 to 0 and equally far apart, `(steps,)` float64.
+
+    At the last one, 0, the model's schedule is not free of noise: tokens are read from the prediction there.
+    """
+    return torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
+
+
+def staggered_times(t: Tensor, is_noised: Tensor, keys: Tensor, stagger: float) -> Tensor:
+    """Times of places whose noise goes away one after another, in a random order of each row.
+
+    Every place has its own window of the row's time, of length 1 / (1 + stagger), in which its time falls from 1 to 0;
+    windows begin evenly spaced. At 0 all have the time of the row; much above it one place after another becomes
+    clear, as in masked diffusion. A noise schedule may differ from place to place: MuLAN, arXiv:2312.13236, section 3.
+
+    Args:
+        t (`torch.Tensor` of shape `(B,)`): times of rows.
+        is_noised (`torch.BoolTensor` of shape `(B, L)`), keys (`torch.Tensor` of shape `(B,)`): of the order.
+        stagger (`float`): 0 or more.
+
+    Returns:
+        `torch.Tensor` of shape `(B, L)`, float64.
+    """
+    t = t.double()[:, None].expand(is_noised.shape)
+    if stagger == 0:
+        return t
+    drawn = uniform(fold_in(keys, ORDER_STREAM), is_noised.shape[1]).masked_fill(~is_noised, torch.inf)
+    begins = (drawn.argsort(-1).argsort(-1) + 0.5) / is_noised.sum(-1, keepdim=True).clamp(min=1)
+    return ((1 + stagger) * t - stagger * begins).clamp(0, 1)
 
 
 def cosine_knots(offset: float = 0.008) -> Tensor:
@@ -237,4 +268,9 @@ def make_knots(name: str, log_unigram: Tensor, embeddings: Tensor) -> Tensor:
         raise ValueError(f"`noise_schedule` must be one of {', '.join(NOISE_SCHEDULES)}, not {name!r}.")
     if name == "cosine":
         return cosine_knots()
-    return sqrt_knots() if name == "sqrt" else informative_knots(log_unigram, embeddings)
+    if name == "sqrt":
+        return sqrt_knots()
+    knots = informative_knots(log_unigram, embeddings)
+    if name == "warped":  # context tells something of a text below what the lookup can learn, and samplers start there
+        knots = knots[0] + (knots - knots[0]) * (1 + _BELOW_THE_LOOKUP / (knots[0] - knots[-1]))
+    return knots

@@ -17,6 +17,8 @@ from ..trainer import DiffusionTrainer
 from .likelihood import SELF_CONDITION_STREAM, row_noise
 from .modeling import EmbeddingDiffusionModel
 from .monitors import embedding_figures
+from .noise import staggered_times
+from .noise_warp import NoiseWarp
 
 
 class EmbeddingDiffusionTrainer(DiffusionTrainer):
@@ -27,6 +29,8 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
     * The prefix (`prefix_length`) is given: clean embeddings, no loss.
     * The loss of a row is the mean over its noised places: cross-entropy in nats, or with the model's objective
       eps_mse the squared error of the noise. It is logged by diffusion time as `loss_noise_time_0.1`, ...
+    * With the noise schedule `warped` the model's own schedule follows what it has learnt (`NoiseWarp`), anew in each
+      step.
     * `evaluate` reports the likelihood bound (`gaussian_bound_of_rows`) as `eval_loss`, the cross-entropy by diffusion
       time, and the distances of the embeddings.
     * The unigram law is counted at the start, unless the training set streams.
@@ -36,6 +40,7 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
     """
 
     _bucket_name = "loss_noise_time_"
+    _warp: NoiseWarp | None = None
 
     def __init__(self, model: nn.Module, args: Any, **kwargs: Any) -> None:
         if not isinstance(unwrap(model), EmbeddingDiffusionModel):
@@ -51,6 +56,23 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
     @property
     def _gaussian(self) -> EmbeddingDiffusionModel:
         return unwrap(self.model)  # type: ignore[return-value]  # checked at the start
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        is_warped = self._gaussian.config.noise_schedule == "warped"
+        self._warp = NoiseWarp(self._gaussian.noise_knots) if is_warped else None
+        return super()._prepare_for_training(*args, **kwargs)
+
+    def _learn_rates(self) -> None:
+        if self._warp is None:
+            return
+        self._warp.update(lambda local: self.accelerator.reduce(local.to(self.args.device), "sum"))
+        knots = self._warp.knots()
+        if knots is not None:
+            self._gaussian.noise_knots.copy_(knots)
+
+    def _run_state(self) -> dict[str, Any]:
+        state = super()._run_state()  # learns
+        return state if self._warp is None else {**state, "noise_schedule": self._warp}
 
     def _look_at_model(self) -> None:
         """Nothing to find out: the logits are wanted wherever there is noise, which is nearly everywhere."""
@@ -74,7 +96,8 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
         )
         self.data_collator.report_unmaskable(corrupted)
         batch["input_ids"] = input_ids
-        batch["log_snr"] = self._gaussian.schedule.log_snr(t)
+        times = staggered_times(t, is_noised, keys, config.stagger or 0.0)
+        batch["log_snr"] = self._gaussian.schedule.log_snr(times)
         batch["noise"] = row_noise(keys, input_ids.shape[1], config.embedding_dim)
         batch["self_condition"] = uniform(fold_in(keys, SELF_CONDITION_STREAM), 1)[:, 0] < config.self_conditioning
         return corrupted
@@ -86,7 +109,10 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
         if self._gaussian.config.objective == "eps_mse":
             return output.eps[rows], (output.eps[rows] - inputs["noise"][rows]).square().mean(-1)
         logits, forbidden = output.logits[rows], self._forbidden.to(output.logits.device)
-        return logits, token_negative_log_likelihood(logits, corrupted.targets[rows], forbidden)
+        nats = token_negative_log_likelihood(logits, corrupted.targets[rows], forbidden)
+        if self._warp is not None:
+            self._warp.collect(inputs["log_snr"][rows], nats)
+        return logits, nats
 
     def _bound_of_batch(self, model: nn.Module, batch: dict[str, Tensor]) -> RowBounds:
         return self._gaussian.bound_of_rows(
