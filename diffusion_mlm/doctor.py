@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from .canvas import training_facts
+from .canvas import is_gaussian, is_gaussian_checkpoint, training_facts
 from .data import DataReport, load_texts
+from .embedding_diffusion.loading import load_embedding_diffusion
 from .generation import load_tokenizer, saved_generation_config
 from .hub_access import require_repository
 from .modeling import attention_dropout_name, context_length, end_token_id, load_model, selects_rows
@@ -92,7 +93,10 @@ class ModelExamination:
         return Finding("tokenizer", OK, f"{len(self.tokenizer):,} tokens; {mask}")
 
     def _load_model(self, how: dict[str, Any]) -> Finding:
-        self.model = load_model(self.name, **how).eval()
+        if is_gaussian_checkpoint(self.name):
+            self.model = load_embedding_diffusion(self.name, self.argument).eval()
+        else:
+            self.model = load_model(self.name, **how).eval()
         kind, parameters = type(self.model).__name__, self.model.num_parameters()
         return Finding("weights", OK, f"{kind}, {parameters:,} parameters, finite")
 
@@ -204,8 +208,12 @@ def _positions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Fi
     if limit > 100_000:
         return Finding("length", NOTE, "neither model nor tokenizer names a limit", "Pass `--max-length`.")
     ids = torch.full((1, limit), end_token_id(tokenizer))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if is_gaussian(model):  # the row as given, without noise
+        inputs |= {"is_noised": torch.zeros_like(ids, dtype=torch.bool), "log_snr": torch.zeros(1)}
+        inputs["noise"] = torch.zeros(1, limit, model.config.embedding_dim)
     try:
-        finite = bool(torch.isfinite(model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits).all())
+        finite = bool(torch.isfinite(model(**inputs).logits).all())
     except (RuntimeError, LookupError) as error:
         reason = str(error).splitlines()[0]
         return Finding("length", FAIL, f"a row of {limit} tokens cannot be read ({reason})", "Pass a `--max-length`.")

@@ -17,7 +17,13 @@ from diffusion_mlm import DiffusionGenerationConfig, generate, load_generator, s
 from diffusion_mlm.checkpoints import STORIES_GENERATOR
 from diffusion_mlm.cli import main
 from diffusion_mlm.cli import sweep as command
-from diffusion_mlm.cli.sweep_arguments import DEFAULT_PRESETS, DEFAULT_VALUES, SweepArguments, SweptSettings
+from diffusion_mlm.cli.sweep_arguments import (
+    DEFAULT_PRESETS,
+    DEFAULT_VALUES,
+    GAUSSIAN_VALUES,
+    SweepArguments,
+    SweptSettings,
+)
 from diffusion_mlm.cli.sweep_record import SweepRecord
 from diffusion_mlm.cli.sweep_report import save_picture, write_best
 from diffusion_mlm.errors import OutputDirectoryError
@@ -368,8 +374,9 @@ def test_lines_of_no_sweep_are_replaced_when_asked_only(run: Command, checkpoint
 
 def test_without_any_setting_presets_and_a_small_grid_are_tried() -> None:
     args = SweepArguments()
-    assert (args.presets(), args.values()) == (DEFAULT_PRESETS, DEFAULT_VALUES)
-    assert (SweepArguments(steps=[4]).presets(), SweepArguments(preset=["fast"]).values()) == ([], {})
+    assert (args.presets(False), args.values(False)) == (DEFAULT_PRESETS, DEFAULT_VALUES)
+    assert (args.presets(True), args.values(True)) == ([], GAUSSIAN_VALUES)
+    assert (SweepArguments(steps=[4]).presets(False), SweepArguments(preset=["fast"]).values(False)) == ([], {})
     assert {of.name for of in fields(SweptSettings)} < set(DEFAULTS)
 
 

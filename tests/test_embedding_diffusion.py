@@ -686,6 +686,27 @@ def test_tables_hold_what_the_arms_have_found_so_far(tmp_path, monkeypatch):
     assert "| 0.5 | 0.500 | 0.500 |  | 25.0 % | 50.0 % | 0.2500 | 0.2500 |" in page
 
 
+def look_at_it(main, capsys):
+    """What else there is to do with a model, on `run/final-model`: it is done, or refused in one sentence."""
+    model = ["--checkpoint", "run/final-model"]
+    assert main(["doctor", *model]) == 0
+    assert "ok    length             rows of up to 128 tokens" in capsys.readouterr().out
+    texts = ["A boy named Max had a goat.", "A named boy Max had a goat."]
+    assert main(["score", *model, "--draws", "2", "--texts", *texts, "--output-format", "json"]) == 0
+    first, second = (json.loads(line)["nats"] for line in capsys.readouterr().out.splitlines())
+    assert 0 < first != second > 0
+    assert main(["score", *model, "--estimator", "chain", "--texts", *texts]) == 2
+    assert "`estimator` is 'chain', which asks for tokens under masks" in capsys.readouterr().err
+    assert main(["evaluate", *model, "--num-stories", "2", "--draws", "1"]) == 0
+    assert "loss by noise time" in capsys.readouterr().out
+    assert main(["evaluate", *model, "--num-stories", "2", "--estimators", "curve"]) == 2
+    steps = ["--steps", "2", "3", "--sampler", "ddim", "ddpm", "--max-new-tokens", "5", "--num-samples", "2"]
+    assert main(["sweep", *model, *steps, "--picture", "false"]) == 0
+    assert "4 settings of 2 texts each" in capsys.readouterr().err
+    assert main(["sweep", *model, "--order", "random", "--output-dir", "other"]) == 2
+    assert "`order` is 'random'" in capsys.readouterr().err
+
+
 def test_the_two_commands_train_and_write(tmp_path, capsys, monkeypatch):
     from diffusion_mlm.cli import main
 
@@ -701,6 +722,7 @@ def test_the_two_commands_train_and_write(tmp_path, capsys, monkeypatch):
         json.loads((tmp_path / "run" / "final-model" / "config.json").read_text())["diffusion"]["process"]
         == "gaussian"
     )
+    look_at_it(main, capsys)
     again = f"--model-name run/final-model {options[:-3]}again"
     assert main(["train", *again.split()]) == 0  # such a checkpoint goes on without being told what it is
     assert main(["train", "--embedding-dim", "8"]) == 2

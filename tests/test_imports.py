@@ -17,6 +17,7 @@ PACKAGE = ROOT / "diffusion_mlm"
 MATHEMATICS = (
     "randomness",
     "schedules",
+    "binned_means",
     "rate_distributions",
     "row_lengths",
     "corruption",

@@ -204,9 +204,11 @@ def exact_nats_per_token(texts: list[str], report: "LikelihoodReport") -> float 
 def table(report: "LikelihoodReport", read: "DataReport", num_not_taken: int, exact: float | None) -> list[str]:
     """The lines of the readable output."""
     settings, rows = report.settings, report.rows
+    is_gaussian = settings.get("process") == "gaussian"
     unit = settings["interval_over"]
+    drawn = "noise levels" if is_gaussian else "masks"
     lines = [
-        _line("likelihood bound", report.bound, f"{settings['draws']} masks a row"),
+        _line("likelihood bound", report.bound, f"{settings['draws']} {drawn} a row"),
     ]
     if exact is not None:
         lines.append(f"{'exact':<18} {exact:.4f} nats per token, of these stories in their language")
@@ -229,7 +231,8 @@ def table(report: "LikelihoodReport", read: "DataReport", num_not_taken: int, ex
         f"{'bits per byte':<18} " + (f"{per_byte:.4f}" if per_byte is not None else "unknown: see below"),
     ]
     curve = report.curve or report.loss_by_mask_rate
-    lines.append(f"{'loss by mask rate':<18} " + "  ".join(f"{rate:.2g}: {nats:.3f}" for rate, nats in curve))
+    what = f"loss by {'noise time' if is_gaussian else 'mask rate'}"
+    lines.append(f"{what:<18} " + "  ".join(f"{rate:.2g}: {nats:.3f}" for rate, nats in curve))
     size = f"{rows.num_texts:,} texts, {report.num_tokens:,} tokens"
     size += f", {rows.num_bytes:,} bytes" if rows.num_bytes is not None else ""
     how = "packed" if settings["packing"] == "packed" else "one text a row"

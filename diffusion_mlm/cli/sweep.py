@@ -34,6 +34,8 @@ def run(argv: list[str]) -> int:
     record.require_usable(args.overwrite_output)
 
     from .. import __version__
+    from ..canvas import is_gaussian_checkpoint
+    from ..embedding_diffusion.generation import require_gaussian_settings
     from ..evaluation.sweep import config_of, settings_grid
     from ..generation import load_tokenizer, resolve_config, saved_generation_config
     from ..generation_config import PRESETS
@@ -44,9 +46,11 @@ def run(argv: list[str]) -> int:
     # 1. Everything that can be known is checked before anything heavy is loaded.
     saved = saved_generation_config(checkpoint)
     base = _base(args, saved)
-    settings_grid(args.values(), args.presets(), base)
-    presets = {name: PRESETS[name] for name in args.presets()}  # what a name stands for may change
-    asked = {"presets": presets, "values": args.values(), "prefixes": args.prefix, "seed": args.seed}
+    is_gaussian = is_gaussian_checkpoint(checkpoint)
+    values, names = args.values(is_gaussian), args.presets(is_gaussian)
+    settings_grid(values, names, base)
+    presets = {name: PRESETS[name] for name in names}  # what a name stands for may change
+    asked = {"presets": presets, "values": values, "prefixes": args.prefix, "seed": args.seed}
     known = {**asked, "num_samples": args.num_samples, "version": __version__}
     record.require_same(known, args.overwrite_output)
     tokenizer = load_tokenizer(checkpoint, trust_remote_code=args.trust_remote_code)
@@ -56,9 +60,12 @@ def run(argv: list[str]) -> int:
     # 2. The models, and what can be known by them alone.
     model, tokenizer = load_checkpoint(checkpoint, args.trust_remote_code)
     num_new, num_tokens = _lengths(model, tokenizer, args.prefix, base)
-    grid = settings_grid(args.values(), args.presets(), base, num_new)
-    for settings in grid.settings:  # what only the vocabulary can refuse
-        resolve_config(model, config_of(settings, base), {})
+    # One step a token is the most that masks can do with, not Gaussian noise.
+    grid = settings_grid(values, names, base, None if is_gaussian else num_new)
+    for settings in grid.settings:  # what only the vocabulary, or the kind of model, can refuse
+        config = resolve_config(model, config_of(settings, base), {})
+        if is_gaussian:
+            require_gaussian_settings(config)
         if args.write_best:
             _require_possible_at_own_length(model, tokenizer, args.prefix, config_of(settings, saved))
     quality, judged_by = _quality(args, model, tokenizer, num_tokens)

@@ -16,6 +16,7 @@ DEFAULT_VALUES: dict[str, list[Any]] = {
     "steps": [8, 16, 32, 64],
     "order": ["random", "entropy"],
 }
+GAUSSIAN_VALUES: dict[str, list[Any]] = {"steps": [8, 16, 32, 64, 128], "sampler": ["ddim", "ddpm"]}
 
 
 def _values(help_text: str, choices: Sequence[str] = ()) -> dict[str, Any]:
@@ -42,6 +43,9 @@ class SweptSettings:
     )
     order: list[str] | None = field(default=None, metadata=_values("What is revealed first.", CHOICES["order"]))
     min_gap: list[int] | None = field(default=None, metadata=_values("Least distance of positions revealed together."))
+    sampler: list[str] | None = field(
+        default=None, metadata=_values("Of a model of --process gaussian.", CHOICES["sampler"])
+    )
     sampling: list[str] | None = field(default=None, metadata=_values("How a token is chosen.", CHOICES["sampling"]))
     temperature: list[float] | None = field(
         default=None, metadata=_values("Below 1 safer, above 1 wilder; 0 is greedy.")
@@ -70,7 +74,7 @@ class SweepArguments(CheckpointArguments, SweptSettings):
         default=None,
         metadata=_values(
             "Presets, tried as they are beside the combinations. If no setting is named at all: all presets, and two "
-            "schedules and orders in 8 to 64 steps.",
+            "schedules and orders in 8 to 64 steps; or both samplers of a model of --process gaussian in 8 to 128.",
             CHOICES["preset"],
         ),
     )
@@ -131,11 +135,11 @@ class SweepArguments(CheckpointArguments, SweptSettings):
             if not Path(name).is_file():
                 raise ValueError(f"`--eval-file` is {name!r}, and there is no such file.")
 
-    def values(self) -> dict[str, list[Any]]:
+    def values(self, is_gaussian: bool) -> dict[str, list[Any]]:
         """The values that are combined."""
         named = self.named()
-        return named if named or self.preset else dict(DEFAULT_VALUES)
+        return named if named or self.preset else dict(GAUSSIAN_VALUES if is_gaussian else DEFAULT_VALUES)
 
-    def presets(self) -> list[str]:
-        """The presets that are tried as they are."""
-        return list(self.preset or ([] if self.named() else DEFAULT_PRESETS))
+    def presets(self, is_gaussian: bool) -> list[str]:
+        """The presets that are tried as they are; they say how masks go."""
+        return list(self.preset or ([] if self.named() or is_gaussian else DEFAULT_PRESETS))

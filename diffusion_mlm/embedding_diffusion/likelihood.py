@@ -28,6 +28,7 @@ def gaussian_bound_of_rows(
     forbidden_ids: Tensor | None = None,
     draws: int = 8,
     seed: int = 0,
+    keys: Tensor | None = None,
 ) -> RowBounds:
     """Estimates the negative ELBO of each row with `draws` noise levels, stratified over diffusion time.
 
@@ -47,11 +48,13 @@ def gaussian_bound_of_rows(
         input_ids, attention_mask (`torch.Tensor` of shape `(B, L)`), is_noised (`torch.BoolTensor` of shape `(B, L)`).
         end_id (`int`), forbidden_ids (`torch.Tensor`, *optional*): see `evaluation.likelihood.bound_of_rows`.
         draws (`int`): noise levels per row, beside the cleanest one. seed (`int`).
+        keys (`torch.Tensor` of shape `(B,)`, *optional*): of the noise of each row; by default its content and `seed`.
 
     Returns:
         `RowBounds`, whose buckets go by diffusion time and hold cross-entropies.
     """
-    keys = row_keys(seed, input_ids, is_noised)
+    if keys is None:
+        keys = row_keys(seed, input_ids, is_noised)
     offset = uniform(fold_in(keys, -1), 1)[:, 0]
     table = model.clean_embeddings()
     stagger = model.config.stagger or 0.0

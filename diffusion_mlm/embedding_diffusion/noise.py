@@ -132,7 +132,7 @@ def staggered_times(t: Tensor, is_noised: Tensor, keys: Tensor, stagger: float) 
 
     Every place has its own window of the row's time, of length 1 / (1 + stagger), in which its time falls from 1 to 0;
     windows begin evenly spaced. At 0 all have the time of the row; much above it one place after another becomes
-    clear, as in masked diffusion. A noise schedule may differ from place to place: MuLAN, arXiv:2312.13236, section 3.
+    clear, as in masked diffusion. A noise schedule may differ from place to place: MuLAN, arXiv:2312.13236.
 
     Args:
         t (`torch.Tensor` of shape `(B,)`): times of rows.

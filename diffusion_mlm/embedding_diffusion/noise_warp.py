@@ -13,7 +13,7 @@ class NoiseWarp:
     """The running mean of the cross-entropy at each noise level, and the schedule whose time goes by it.
 
     The share of the training tokens that a range of log-SNRs gets is the share of the nats that become known within it
-    (time warping: CDCD, arXiv:2211.15089, section 3.3), but for a fifth that goes evenly. A model with context knows a
+    (time warping: CDCD, arXiv:2211.15089), but for a fifth that goes evenly. A model with context knows a
     text under noise in which the lookup is lost: of the schedule that is made for the lookup more than half lies where
     such a model is right already.
 

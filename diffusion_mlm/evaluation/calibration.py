@@ -205,6 +205,7 @@ def evaluate_calibration(
         raise ValueError(f"`draws` must be a whole number of at least 1, not {draws!r}.")
     rows, settings = rows_to_score(model, tokenizer, texts, packing, max_length, separate_texts)
     predictor = make_predictor(model, tokenizer, settings["scores_end"])
+    predictor.require_masks("draws", draws)
     batches = TextSums(rows, predictor.never_scored, predictor.end_id, predictor.device, batch_size, progress)
     sums, options = CalibrationSums(), {"mask_id": predictor.mask_id, "draws": draws, "seed": seed}
 

@@ -1,14 +1,16 @@
 """A model as the estimators see it: rows of token ids go in, logits at chosen positions come out."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..canvas import padding_id, training_facts
+from ..canvas import is_gaussian, padding_id, training_facts
 from ..modeling import end_token_id, forbidden_token_ids, logits_at, require_mask_token, unwrap
 from ..tokenization import special_token_ids
+from .likelihood import RowBounds, bound_of_rows
 
 PADDING = -1  # no token: a tokenizer's padding may be its end token too, which stands in text
 
@@ -38,12 +40,32 @@ class RowPredictor:
 
     def __call__(self, input_ids: Tensor, rows: Tensor) -> Tensor:
         """Logits of shape `(N, V)` at the N positions where `rows` `(B, L)` is True; `input_ids` `(B, L)`."""
+        return logits_at(self.model, rows, **self._inputs(input_ids))
+
+    def bound_of_rows(self, input_ids: Tensor, maskable: Tensor, **options: Any) -> RowBounds:
+        """The likelihood bound of rows, of masked or of Gaussian diffusion, as the model is.
+
+        Args:
+            input_ids, maskable (`torch.Tensor` of shape `(B, L)`), **options: `draws`, and `seed` or `keys`, as of
+                `likelihood.bound_of_rows`.
+        """
+        options |= {"end_id": self.end_id, "forbidden_ids": self.forbidden_ids}
+        if not is_gaussian(self.model):
+            return bound_of_rows(self, input_ids, maskable, mask_id=self.mask_id, **options)
+        gaussian: Any = unwrap(self.model)
+        return gaussian.bound_of_rows(*self._inputs(input_ids).values(), maskable, **options)
+
+    def require_masks(self, argument: str, value: object) -> None:
+        """Raises ValueError if the model reads noisy embeddings and this asks it for tokens under masks."""
+        if is_gaussian(self.model):
+            raise ValueError(
+                f"`{argument}` is {value!r}, which asks for tokens under masks, but this is a model of embedding "
+                f"diffusion: its likelihood bound alone can be measured."
+            )
+
+    def _inputs(self, input_ids: Tensor) -> dict[str, Tensor]:
         attended = input_ids.ne(PADDING)
-        inputs = {
-            "input_ids": input_ids.masked_fill(~attended, self.padding_id),
-            "attention_mask": attended.long(),
-        }
-        return logits_at(self.model, rows, **inputs)
+        return {"input_ids": input_ids.masked_fill(~attended, self.padding_id), "attention_mask": attended.long()}
 
 
 def writes_ends(model: nn.Module) -> bool:

@@ -140,6 +140,8 @@ def score(
     length = default_row_length(model, tokenizer) if max_length is None else max_length
     length = require_row_length(model, tokenizer, length)
     predictor = make_predictor(model, tokenizer, scores_end)
+    if beginning:
+        predictor.require_masks("beginning", beginning)
     open_with = predictor.mask_id if beginning else None
     cut = [one_per_row([text], tokenizer, length, scores_end, prefix, open_with) for text in texts]
     keys = torch.full((len(texts),), make_key("score", seed))

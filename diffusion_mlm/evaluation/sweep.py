@@ -161,7 +161,7 @@ def _effect(config: DiffusionGenerationConfig, num_new: int | None) -> tuple[Any
     parameter = _PARAMETER_OF_SAMPLING.get(sampling.method)
     tokens = (sampling.method, parameter and getattr(sampling, parameter), config.temperature, config.temperature_end)
     others: tuple[str, ...] = ("order", "order_noise", "order_from", "min_gap", "defer_end", "guidance_scale")
-    others += ("repetition_penalty", "reveal", "final_pass")
+    others += ("repetition_penalty", "reveal", "final_pass", "sampler")
     return (
         () if one_by_one and config.reveal == "planned" and not remasking.revises else plan,
         () if sampling.is_greedy else tokens,

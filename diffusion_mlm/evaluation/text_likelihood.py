@@ -10,10 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from ..canvas import is_gaussian, training_facts
 from ..modeling import context_length, unwrap
 from ..schedules import get_schedule
-from .likelihood import NUM_BUCKETS, RowBounds, bound_of_rows
+from .likelihood import NUM_BUCKETS
 from .likelihood_report import Estimate, LikelihoodReport
 from .loss_curve import RowCurves, loss_curve_of_rows
-from .row_predictor import PADDING, RowPredictor, make_predictor, writes_ends
+from .row_predictor import RowPredictor, make_predictor, writes_ends
 from .text_rows import TextRows, make_rows
 from .text_sums import CONFIDENCE, TextSums
 from .trajectory import chain_of_rows, fixed_ranks, importance_bound, random_chains_of_rows, sampler_bound_of_rows
@@ -113,7 +113,10 @@ def evaluate_texts(
     fixed_ranks(order, torch.ones(1, 1, dtype=torch.bool))  # refuses an unknown order
     rows, of_rows = rows_to_score(model, tokenizer, texts, packing, max_length, separate_texts)
     scores_end = of_rows["scores_end"]
-    sums = _Estimators(make_predictor(model, tokenizer, scores_end), rows, batch_size, seed, progress)
+    predictor = make_predictor(model, tokenizer, scores_end)
+    for name in estimators:
+        predictor.require_masks("estimators", name)
+    sums = _Estimators(predictor, rows, batch_size, seed, progress)
     sums.prepare(1 + len(set(estimators)) - ("steps" in estimators) + len(steps) * ("steps" in estimators))
     was_training = model.training
     model.eval()
@@ -134,6 +137,7 @@ def evaluate_texts(
     settings = {
         "draws": draws,
         "seed": seed,
+        **({"process": "gaussian"} if is_gaussian(model) else {}),
         **of_rows,
         "confidence": CONFIDENCE,
         "interval_over": "texts" if of_rows["packing"] == "one_per_row" else "rows",
@@ -193,7 +197,7 @@ class _Estimators(TextSums):
         buckets = torch.zeros(2, NUM_BUCKETS, dtype=torch.float64)
 
         def of_batch(ids: Tensor, maskable: Tensor) -> Tensor:
-            bounds = self._bound_of_rows(ids, maskable, draws)
+            bounds = self.predictor.bound_of_rows(ids, maskable, draws=draws, seed=self.options["seed"])
             buckets.add_(torch.stack([bounds.bucket_nats.sum(0), bounds.bucket_counts.sum(0)]).cpu())
             return bounds.nats
 
@@ -204,22 +208,6 @@ class _Estimators(TextSums):
             for index in range(NUM_BUCKETS)
             if counts[index] > 0
         ]
-
-    def _bound_of_rows(self, ids: Tensor, maskable: Tensor, draws: int) -> RowBounds:
-        predictor = self.predictor
-        if not is_gaussian(predictor.model):
-            return bound_of_rows(predictor, ids, maskable, end_id=predictor.end_id, draws=draws, **self.options)
-        options = {name: value for name, value in self.options.items() if name != "mask_id"}
-        attended = ids.ne(PADDING)
-        gaussian: Any = unwrap(predictor.model)
-        return gaussian.bound_of_rows(
-            ids.masked_fill(~attended, predictor.padding_id),
-            attended.long(),
-            maskable,
-            end_id=predictor.end_id,
-            draws=draws,
-            **options,
-        )
 
     def curve(self) -> tuple[Estimate, list[tuple[float, float]]]:
         curves: list[RowCurves] = []

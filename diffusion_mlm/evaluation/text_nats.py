@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..randomness import fold_in
-from .likelihood import bound_of_rows, count_tokens
+from .likelihood import count_tokens
 from .row_predictor import RowPredictor
 from .text_rows import ScoredRow, TextRows, row_batches
 from .trajectory import chain_of_rows, fixed_ranks, importance_bound, random_chains_of_rows
@@ -68,6 +68,8 @@ def nats_of_texts(
         progress (callable, *optional*): called after each batch with its number of rows: as many for each window as
             there are estimates.
     """
+    if estimator != "bound":
+        predictor.require_masks("estimator", estimator)
     groups = num_groups if estimator == "bound" else 1
     draws = -(-draws // groups)
     # The place of a window in its text is part of the key, so that windows of one length get other masks.
@@ -92,7 +94,7 @@ def nats_of_texts(
         of_rows = fold_in(fold_in(keys[text], window), group).to(predictor.device)
         ids, maskable = ids.to(predictor.device), maskable.to(predictor.device)
         if estimator == "bound":
-            found = bound_of_rows(predictor, ids, maskable, draws=draws, keys=of_rows, **shared).nats
+            found = predictor.bound_of_rows(ids, maskable, draws=draws, keys=of_rows).nats
         elif estimator == "chain":
             ranks = fixed_ranks("left_to_right", maskable)
             found = chain_of_rows(predictor, ids, maskable, ranks, batch_size=batch_size, **shared)
