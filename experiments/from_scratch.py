@@ -8,7 +8,7 @@
 
 The recipes are `bpe_rope`, `minimal_mdm`, `char_mercury` and `roberta_guide` (`experiments/recipes/from_scratch/`).
 All settings of a recipe are trained on as many tokens of the same text, Tiny Shakespeare if it is given as a file or
-by its address, else the built-in stories. The last tenth of a file is held out. Of every run there are: the loss
+by its address, else the built-in stories; on a CPU side by side, each on its share of the cores. The last tenth of a file is held out. Of every run there are: the loss
 before training beside the logarithm of the vocabulary; the likelihood bound of the held-out text in nats per token and
 bits per byte, with 95 % intervals over rows; the loss by mask rate; texts, with the share of their words that the
 training text holds. Each run is a file under `results/from_scratch/`; together they are `results/from_scratch.json`,
@@ -18,8 +18,12 @@ and its table is `results/from_scratch.md`.
 make as many steps as the slowest can in its share of the time, with the learning rate fitted to them.
 """
 
+import dataclasses
+import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +155,17 @@ def run_arm(training: Training, recipe: Recipe, steps: int, stop_after: float | 
     return row
 
 
+def run_side_by_side(recipe: Recipe, args: FromScratchArguments, seed: int) -> None:
+    """A process for each setting, each with its share of the cores: small models gain little from several."""
+    threads = max(len(os.sched_getaffinity(0)) // len(args.settings), 1)
+    alone = [dataclasses.replace(args, recipe=[recipe.name], settings=[setting]) for setting in args.settings]
+    with ProcessPoolExecutor(len(alone), get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        for _ in pool.map(run_recipe, *zip(*[(recipe, one, seed, None) for one in alone], strict=True)):
+            pass
+
+
 def run_recipe(recipe: Recipe, args: FromScratchArguments, seed: int, seconds: float | None) -> None:
+    """Trains and measures the settings of a recipe, one after another."""
     trainings = prepare(recipe, args, seed)
     steps, stop_after = min(training.steps_asked for training in trainings), None
     if seconds is not None:
@@ -170,7 +184,10 @@ def main(argv: list[str]) -> int:
     (args,) = parse([FromScratchArguments], argv, "from_scratch", positional="recipe")
     runs = [(Recipe.read(name), seed) for seed in args.seeds for name in args.recipe]
     for recipe, seed in runs:
-        run_recipe(recipe, args, seed, None if args.max_seconds is None else args.max_seconds / len(runs))
+        if args.max_seconds is None and len(args.settings) > 1 and not torch.cuda.is_available():
+            run_side_by_side(recipe, args, seed)
+        else:
+            run_recipe(recipe, args, seed, None if args.max_seconds is None else args.max_seconds / len(runs))
         collect(Path(args.output))
     print(collect(Path(args.output)))
     return 0

@@ -1,7 +1,6 @@
 """The rows of `from_scratch.py` in one file, and their table."""
 
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,6 @@ import torch
 from diffusion_mlm.evaluation.interval import RatioEstimate, ratio_estimate
 
 Row = dict[str, Any]
-_NOT_COLLECTED = ("rows", "held_out_words")
 _HEADS = (
     "recipe", "size, tokens", "authors report", "same settings", "our defaults", "difference", "words of the training "
     "text", "parameters", "tokens seen", "minutes", "machine",
@@ -29,16 +27,31 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def collect(output: Path) -> str:
-    """Puts the runs beside `output` into it, and their table into a Markdown file of that name; returns the table."""
+    """Puts the runs beside `output` into it, and their table into a Markdown file of that name; returns the table.
+
+    Runs that it holds already and that are not beside it, made on another machine, stay.
+    """
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.with_suffix("").glob("*.json"))]
-    rows = [row for row in found if "bound" in row]  # the others are being made, or were cut short
-    lean = [{name: value for name, value in row.items() if name not in _NOT_COLLECTED} for row in rows]
+    fresh = {_key(row): row for row in found if "bound" in row}  # the others are being made, or were cut short
+    before = json.loads(output.read_text(encoding="utf-8"))["rows"] if output.is_file() else []
+    rows = list(({_key(row): row for row in before} | fresh).values())
+    for row in fresh.values():
+        row["less_than"] = {  # for when the nats of every row of text, which are not collected, are gone
+            of["setting"]: [paired.value, *(paired.interval or ())]
+            for of in fresh.values()
+            if _key(of)[:5] == _key(row)[:5] and of is not row and (paired := paired_difference(of, row)) is not None
+        }
+    lean = [{name: value for name, value in row.items() if name != "rows"} for row in rows]
     for row in lean:
         row["training"] = {name: value for name, value in row["training"].items() if name != "losses"}
     write_json(output, {"rows": lean})
     table = as_markdown(rows)
     output.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
     return table
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return (row["recipe"], row["characters"], row["size"], row["text"]["name"], row["seed"], row["setting"])
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
@@ -108,10 +121,10 @@ def _difference(theirs: Sequence[Row], ours: Sequence[Row]) -> str:
         for second in ours:
             if first["seed"] != second["seed"]:
                 continue
-            paired = paired_difference(first, second)
+            paired = second["less_than"].get(first["setting"])
             if paired is not None:
-                interval = paired.interval or (math.nan, math.nan)
-                return f"{paired.value:+.3f} [{interval[0]:+.3f}, {interval[1]:+.3f}]"
+                value, *interval = (f"{number:+.3f}" for number in paired)
+                return value + (f" [{', '.join(interval)}]" if interval else "")
             bits = [row["bound"]["bits_per_byte"] for row in (first, second)]
             return "" if None in bits else f"{bits[1] - bits[0]:+.3f} bits per byte"
     return ""

@@ -205,6 +205,14 @@ def test_a_row_holds_what_is_asked_of_every_run(runs: Any) -> None:
     assert "toy" in table and "2 of 2 runs from scratch" in table
 
 
+def test_rows_whose_runs_are_on_another_machine_stay_in_the_table(runs: Any, tmp_path: Path) -> None:
+    output, rows, table = runs
+    (tmp_path / "found.json").write_text(output.read_text())
+    assert from_scratch.main(["--table", "--output", str(tmp_path / "found.json")]) == 0
+    assert json.loads((tmp_path / "found.json").read_text())["rows"] == rows
+    assert (tmp_path / "found.md").read_text() == table
+
+
 def test_the_saved_model_writes_as_the_recipe_says(runs: Any) -> None:
     from diffusion_mlm import load_generator
 
