@@ -3,6 +3,7 @@
     python experiments/embedding_diffusion_study.py --arm default --max-seconds 270
     python experiments/embedding_diffusion_study.py --arm literal --max-seconds 120
     python experiments/embedding_diffusion_study.py --arm masked
+    python experiments/embedding_diffusion_study.py --arm default --train false --forwards 64 --num-samples 1024
 
 Each arm is one process, trains one model of the size of the packaged story generator (`masked` trains nothing: it is
 that generator), from the masked language model that the generator was made from or, as `scratch` and the literal
@@ -26,6 +27,7 @@ from diffusion_mlm import DiffusionTrainingArguments, generate, load_generator, 
 from diffusion_mlm.checkpoints import STORIES_GENERATOR, STORIES_MLM
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.data_collator import DataCollatorForMaskedDiffusion
+from diffusion_mlm.embedding_diffusion.loading import load_embedding_diffusion
 from diffusion_mlm.embedding_diffusion.modeling import (
     EmbeddingDiffusionConfig,
     EmbeddingDiffusionModel,
@@ -41,6 +43,7 @@ from diffusion_mlm.embedding_diffusion.monitors import (
 )
 from diffusion_mlm.embedding_diffusion.noise import sampling_times
 from diffusion_mlm.embedding_diffusion.trainer import EmbeddingDiffusionTrainer
+from diffusion_mlm.evaluation.interval import ratio_estimate
 from diffusion_mlm.evaluation.story_quality import story_figures
 from diffusion_mlm.modeling import forbidden_token_ids, load_model
 from diffusion_mlm.presets import preset_config
@@ -68,7 +71,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "scratch": {},
     "stagger_0": {"stagger": 0.0},
     "stagger_1": {"stagger": 1.0},
-    "stagger_8": {"stagger": 8.0},
+    "stagger_3": {"stagger": 3.0},  # as default, for runs as short as the other two
     "masked": {},
 }
 
@@ -80,6 +83,7 @@ class StudyArguments:
     arm: str = field(default="default", metadata={"help": "The model.", "choices": list(ARMS)})
     preset: str = field(default="roberta-tiny", metadata={"help": "Of scratch, RoBERTa; of literal, of its size."})
     num_stories: int = field(default=192_000, metadata={"help": "Different stories to train on."})
+    train: bool = field(default=True, metadata={"help": "False: measure what this arm has trained before."})
     max_steps: int = field(default=25_000, metadata={"help": "Training steps at most."})
     batch_size: int = field(default=32, metadata={"help": "Stories in a step; masked saw 928,000 in all."})
     learning_rate: float = field(default=3e-3, metadata={"help": "Of Muon and AdamW."})
@@ -207,7 +211,7 @@ def train_arm(args: StudyArguments, report: dict[str, Any]) -> EmbeddingDiffusio
 
 
 def measure_knowledge(model: EmbeddingDiffusionModel, args: StudyArguments) -> dict[str, Any]:
-    """The curve of cross-entropy beside that of the lookup, and the distances of the embeddings."""
+    """The likelihood bound, the cross-entropy by noise level beside the lookup's, the distances of the embeddings."""
     tokenizer = story_language.tokenizer()
     ids = story_language.sample_ids(args.num_eval, HELD_OUT_SEED)
     is_noised = torch.ones_like(ids, dtype=torch.bool)
@@ -215,6 +219,11 @@ def measure_knowledge(model: EmbeddingDiffusionModel, args: StudyArguments) -> d
     forbidden = torch.tensor(forbidden_token_ids(tokenizer, True, len(tokenizer)))
     levels = torch.linspace(-8, 4, 25, dtype=torch.float64)
     found: dict[str, Any] = {"embeddings": embedding_figures(model.clean_embeddings())}
+    bounds = model.bound_of_rows(
+        ids, torch.ones_like(ids), is_noised, end_id=tokenizer.eos_token_id, forbidden_ids=forbidden, draws=16
+    )
+    bound = ratio_estimate(bounds.nats, bounds.num_tokens)
+    found["bound"] = {"nats_per_token": bound.value, "interval": list(bound.interval or ())}
     entropy = -float((model.log_unigram.exp() * model.log_unigram).sum())
     found["unigram_entropy"] = entropy
     for name, again in (("curve", False), ("curve_self_conditioned", True)):
@@ -273,7 +282,7 @@ def measure_writing(model: Any, tokenizer: Any, args: StudyArguments, report: di
                 write_stories(model, tokenizer, args, steps=forwards, **settings)
             )
             keep()
-    if args.arm == "masked" or args.arm.startswith("literal"):
+    if args.arm == "masked" or args.arm.startswith("literal") or model.config.noise_schedule == "warped":
         return
     tokenized = story_language.sample_ids(args.num_eval, HELD_OUT_SEED + 1)
     is_noised = tokenized.ne(tokenizer.bos_token_id)
@@ -292,6 +301,7 @@ def main(argv: list[str]) -> int:
     (args,) = parse([StudyArguments], argv, "embedding_diffusion_study")
     directory = Path(args.output).with_suffix("")
     directory.mkdir(parents=True, exist_ok=True)
+    before = directory / f"{args.arm}.json"
     device = "cuda" if torch.cuda.is_available() else "cpu"
     report: dict[str, Any] = {
         "arm": args.arm,
@@ -304,13 +314,19 @@ def main(argv: list[str]) -> int:
         replace(directory / f"{args.arm}.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_tables(args.output)
 
+    if not args.train:
+        report |= {name: json.loads(before.read_text(encoding="utf-8"))[name] for name in ("command", "training")}
     if args.arm == "masked":
         model, tokenizer = load_generator(STORIES_GENERATOR)
         model = model.to(device)  # type: ignore[arg-type]  # `to` hides behind a wrapper
         report["parameters"] = model.num_parameters()
     else:
         tokenizer = story_language.tokenizer()
-        trained = train_arm(args, report)
+        if args.train:
+            trained = train_arm(args, report)
+        else:
+            saved = load_embedding_diffusion(str(directory / args.arm / "final-model"), "--output")
+            trained = saved.to(device).eval()  # type: ignore[arg-type]  # as below
         report["parameters"] = trained.num_parameters()
         keep()
         report |= measure_knowledge(trained, args)

@@ -71,12 +71,14 @@ def markdown(arms: Arms) -> str:
                 f"{arm.get('parameters', 0):,}",
                 f"{training.get('stories', 0):,}" if training else "",
                 number(training.get("seconds"), 0),
+                number(arm.get("bound", {}).get("nats_per_token")),
                 share(below.get("greatest_share_of_lookup")),
                 number(embeddings.get("nearest_neighbor")),
                 number(embeddings.get("embedding_norm"), 2),
             ]
         )
-    head = ["model", "parameters", "stories seen", "seconds", "CE of the lookup's, at most, in the middle band"]
+    head = ["model", "parameters", "stories seen", "seconds", "bound, nats per token"]
+    head += ["CE of the lookup's, at most, in the middle band"]
     lines += table([*head, "nearest neighbour / norm", "norm"], rows)
     for name, arm in arms.items():
         if "curve" in arm:

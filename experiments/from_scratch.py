@@ -8,11 +8,11 @@
 
 The recipes are `bpe_rope`, `minimal_mdm`, `char_mercury` and `roberta_guide` (`experiments/recipes/from_scratch/`).
 All settings of a recipe are trained on as many tokens of the same text, Tiny Shakespeare if it is given as a file or
-by its address, else the built-in stories; on a CPU side by side, each on its share of the cores. The last tenth of a file is held out. Of every run there are: the loss
-before training beside the logarithm of the vocabulary; the likelihood bound of the held-out text in nats per token and
-bits per byte, with 95 % intervals over rows; the loss by mask rate; texts, with the share of their words that the
-training text holds. Each run is a file under `results/from_scratch/`; together they are `results/from_scratch.json`,
-and its table is `results/from_scratch.md`.
+by its address, else the built-in stories; on a CPU side by side, each on its share of the cores. The last tenth of a
+file is held out. Of every run there are: the loss before training beside the logarithm of the vocabulary; the
+likelihood bound of the held-out text in nats per token and bits per byte, with 95 % intervals over rows; the loss by
+mask rate; texts, with the share of their words that the training text holds. Each run is a file under
+`results/from_scratch/`; together they are `results/from_scratch.json`, and its table is `results/from_scratch.md`.
 
 `--max-seconds` is for a machine that is lent by the minute: the speed of each setting is measured, and all of them
 make as many steps as the slowest can in its share of the time, with the learning rate fitted to them.
