@@ -24,6 +24,7 @@ from .endless_stream import EndlessStream
 from .errors import CheckpointError, SaveError, TrainingInterruptedError, TrainingMemoryError
 from .interruption import Interruption, keep_worker_through_signals
 from .memory_split import memory_advice, smaller_split
+from .modeling import unwrap
 from .output_directory import require_space, require_writable
 from .run_facts import differences, run_facts
 from .run_lock import run_lock
@@ -350,6 +351,12 @@ class DurableTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Nothing where the Trainer wants it: a push waits for the files of all processes, and for the seal."""
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Weights that are one with others are stored once, and not missing."""
+        tied = getattr(unwrap(self.model), "all_tied_weights_keys", None) or {}
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Also True after a signal: with `save_strategy="best"` only then is anything saved."""

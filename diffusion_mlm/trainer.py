@@ -155,6 +155,8 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """Fetches the micro-batches of one optimizer step and masks them as one global batch."""
+        if self.state.global_step >= self.state.max_steps:  # the Trainer makes one more when its last is resumed from
+            return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._require_rows(len(batches) == num_batches, device)
         if len(batches) < num_batches:  # the end of a stream of known length; the Trainer would add to the next step
