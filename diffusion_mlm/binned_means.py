@@ -23,9 +23,13 @@ class BinnedMeans:
         self.num_seen = torch.zeros(num_bins, dtype=torch.float64)
         self._pending = torch.zeros(2, num_bins, dtype=torch.float64)
 
-    def collect(self, place: Tensor, value: Tensor) -> None:
-        """Notes values: `place`, `value` (`torch.Tensor` of shape `(N,)`), the bin of each and what it is."""
-        both = torch.stack([value.detach().double(), torch.ones_like(value, dtype=torch.float64)])
+    def collect(self, place: Tensor, value: Tensor, counts: Tensor | None = None) -> None:
+        """Notes values: `place`, `value` (`torch.Tensor` of shape `(N,)`), the bin of each and what it is.
+
+        `counts` (`torch.BoolTensor` of shape `(N,)`, *optional*) leaves out the others.
+        """
+        one = torch.ones_like(value, dtype=torch.float64) if counts is None else counts.double()
+        both = torch.stack([value.detach().double() * one, one])
         self._pending = self._pending.to(place.device).index_add(1, place, both)
 
     def update(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda local: local) -> None:

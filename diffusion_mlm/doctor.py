@@ -111,6 +111,8 @@ class ModelExamination:
         except ValueError as error:
             return Finding("generation", FAIL, str(error), "Remove generation_config.json, or mend it.")
         how = f"{settings.sampling} sampling, {settings.schedule} schedule"
+        if self.model is not None and is_gaussian(self.model):
+            how = f"sampler {settings.sampler or 'ddim'}"
         facts = training_facts(self.model) if self.model is not None else {}
         if not facts:
             remedy = "Train it to write: `diffusion-mlm train --model-name`."

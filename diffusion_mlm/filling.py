@@ -86,8 +86,7 @@ def fill_canvases(
             on_step=on_step,
             constraint=constraint,
         )
-    if config.sampler is not None:
-        raise ValueError(f"`sampler` is {config.sampler!r}, but a masked model has none: leave it out.")
+    require_masked_settings(config)
     return denoise(
         predict_logits,
         ids.to(device),
@@ -119,3 +118,13 @@ def fill_canvases(
         on_step=on_step,
         constraint=constraint,
     )
+
+
+def require_masked_settings(config: DiffusionGenerationConfig) -> None:
+    """Refuses what a model of masks does not have.
+
+    Raises:
+        ValueError: there is a sampler of Gaussian diffusion.
+    """
+    if config.sampler is not None:
+        raise ValueError(f"`sampler` is {config.sampler!r}, but a masked model has none: leave it out.")

@@ -219,9 +219,9 @@ def measure_knowledge(model: EmbeddingDiffusionModel, args: StudyArguments) -> d
     forbidden = torch.tensor(forbidden_token_ids(tokenizer, True, len(tokenizer)))
     levels = torch.linspace(-8, 4, 25, dtype=torch.float64)
     found: dict[str, Any] = {"embeddings": embedding_figures(model.clean_embeddings())}
-    bounds = model.bound_of_rows(
-        ids, torch.ones_like(ids), is_noised, end_id=tokenizer.eos_token_id, forbidden_ids=forbidden, draws=16
-    )
+    rows = [of.to(model.device) for of in (ids, torch.ones_like(ids), is_noised)]
+    special = forbidden.to(model.device)
+    bounds = model.bound_of_rows(*rows, end_id=tokenizer.eos_token_id, forbidden_ids=special, draws=16)
     bound = ratio_estimate(bounds.nats, bounds.num_tokens)
     found["bound"] = {"nats_per_token": bound.value, "interval": list(bound.interval or ())}
     entropy = -float((model.log_unigram.exp() * model.log_unigram).sum())
@@ -314,7 +314,7 @@ def main(argv: list[str]) -> int:
         replace(directory / f"{args.arm}.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
         write_tables(args.output)
 
-    if not args.train:
+    if not args.train and args.arm != "masked":
         report |= {name: json.loads(before.read_text(encoding="utf-8"))[name] for name in ("command", "training")}
     if args.arm == "masked":
         model, tokenizer = load_generator(STORIES_GENERATOR)

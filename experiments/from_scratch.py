@@ -19,7 +19,6 @@ make as many steps as the slowest can in its share of the time, with the learnin
 """
 
 import dataclasses
-import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -157,7 +156,7 @@ def run_arm(training: Training, recipe: Recipe, steps: int, stop_after: float | 
 
 def run_side_by_side(recipe: Recipe, args: FromScratchArguments, seed: int) -> None:
     """A process for each setting, each with its share of the cores: small models gain little from several."""
-    threads = max(len(os.sched_getaffinity(0)) // len(args.settings), 1)
+    threads = max(torch.get_num_threads() // len(args.settings), 1)
     alone = [dataclasses.replace(args, recipe=[recipe.name], settings=[setting]) for setting in args.settings]
     with ProcessPoolExecutor(len(alone), get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
         for _ in pool.map(run_recipe, *zip(*[(recipe, one, seed, None) for one in alone], strict=True)):

@@ -34,6 +34,9 @@ def collect(output: Path) -> str:
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(output.with_suffix("").glob("*.json"))]
     fresh = {_key(row): row for row in found if "bound" in row}  # the others are being made, or were cut short
     before = json.loads(output.read_text(encoding="utf-8"))["rows"] if output.is_file() else []
+    for row in before:  # a difference to what was made anew is no longer true
+        known = row.get("less_than", {})
+        row["less_than"] = {name: of for name, of in known.items() if (*_key(row)[:5], name) not in fresh}
     rows = list(({_key(row): row for row in before} | fresh).values())
     for row in fresh.values():
         row["less_than"] = {  # for when the nats of every row of text, which are not collected, are gone
@@ -121,7 +124,7 @@ def _difference(theirs: Sequence[Row], ours: Sequence[Row]) -> str:
         for second in ours:
             if first["seed"] != second["seed"]:
                 continue
-            paired = second["less_than"].get(first["setting"])
+            paired = second.get("less_than", {}).get(first["setting"])
             if paired is not None:
                 value, *interval = (f"{number:+.3f}" for number in paired)
                 return value + (f" [{', '.join(interval)}]" if interval else "")

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
+import transformers
+from transformers import AutoModelForMaskedLM, TrainerCallback
 
 from diffusion_mlm import DiffusionTrainingArguments, generate, infill, load_generator, story_language
 from diffusion_mlm.checkpoints import STORIES_MLM
@@ -44,7 +45,7 @@ from diffusion_mlm.embedding_diffusion.noise import (
 from diffusion_mlm.embedding_diffusion.noise_warp import NoiseWarp
 from diffusion_mlm.embedding_diffusion.trainer import EmbeddingDiffusionTrainer
 from diffusion_mlm.generation_config import DiffusionGenerationConfig
-from diffusion_mlm.modeling import load_model
+from diffusion_mlm.modeling import build_model, load_model
 from diffusion_mlm.precision import set_precision
 from diffusion_mlm.presets import preset_config
 from diffusion_mlm.randomness import fold_in, normal
@@ -174,8 +175,10 @@ def test_places_clear_one_after_another_in_an_order_of_the_row_and_all_at_once_w
     keys = torch.tensor([1, 2])
     for t in (0.0, 0.4, 1.0):
         rows = torch.full((2,), t)
-        assert (staggered_times(rows, is_noised, keys, 0.0) == rows.double()[:, None]).all()
-        times = staggered_times(rows, is_noised, keys, 3.0)[:, 1:5]
+        assert (staggered_times(rows, is_noised, keys, 0.0)[:, 1:5] == rows.double()[:, None]).all()
+        times = staggered_times(rows, is_noised, keys, 3.0)
+        assert (times[:, [0, 5]] == 0).all()  # what is given is clear
+        times = times[:, 1:5]
         # windows of length 1/4 that begin at 0, 3/16 more for each place, so the last ends at 29/32
         expected = [min(max(4 * t - 3 * (place + 0.5) / 4, 0), 1) for place in (3, 2, 1, 0)]
         torch.testing.assert_close(times.sort(-1).values, torch.tensor([expected] * 2, dtype=torch.float64))
@@ -325,6 +328,37 @@ def test_a_converted_model_that_was_saved_answers_the_same_and_its_source_stays(
     ids = story_language.sample_ids(2, 7)
     arguments = (ids, None, ids.ne(0), *reversed(noisy(model, ids)))
     assert torch.equal(again(*arguments).logits, model(*arguments).logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        ("AlbertConfig", {"embedding_size": 8}),
+        ("ElectraConfig", {"embedding_size": 8}),
+        ("DebertaV2Config", {}),
+        ("ModernBertConfig", {"pad_token_id": 1, "cls_token_id": 0, "sep_token_id": 2}),
+    ],
+)
+def test_other_architectures_are_converted_saved_and_loaded(config, settings, tmp_path):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    vocabulary = {"vocab_size": len(TOKENIZER), "max_position_embeddings": 128}
+    masked = AutoModelForMaskedLM.from_config(getattr(transformers, config)(**size, **vocabulary, **settings))
+    masked.config._name_or_path = "/home/me/models/mine"
+    model = embedding_diffusion_from(masked, TOKENIZER.mask_token_id, embedding_dim=8)
+    ids = story_language.sample_ids(2, 7)
+    train(tmp_path / "run", model=model, rows=[{"input_ids": row} for row in ids.tolist() * 2], max_steps=1)
+    model.eval().save_pretrained(tmp_path)
+    assert "/home/me" not in (tmp_path / "config.json").read_text()
+    again = EmbeddingDiffusionModel.from_pretrained(tmp_path).eval()
+    arguments = (ids, None, ids.ne(0), *reversed(noisy(model, ids)))
+    assert torch.equal(again(*arguments).logits, model(*arguments).logits)
+
+
+def test_a_model_that_is_told_the_time_is_not_converted():
+    config = preset_config("modern-tiny", TOKENIZER, 80, time_conditioning="learned")
+    config.mask_token_id = TOKENIZER.mask_token_id
+    with pytest.raises(ValueError, match="`masked` is a TimeConditionedMaskedLM"):
+        embedding_diffusion_from(build_model(config, 0), TOKENIZER.mask_token_id)
 
 
 def test_noise_cannot_be_predicted_from_words_that_are_known(tiny_roberta):
@@ -575,6 +609,16 @@ def test_a_warped_schedule_gives_its_time_to_the_levels_at_which_nats_become_kno
     assert float(inside) == pytest.approx(0.8 + 0.2 * 0.2, abs=0.06)  # bins are a tenth of the band
 
 
+def test_what_waits_or_is_clear_already_teaches_a_warp_nothing():
+    warp, other = NoiseWarp(torch.linspace(2, -8, 129)), NoiseWarp(torch.linspace(2, -8, 129))
+    levels = torch.linspace(-8, 2, 48_001, dtype=torch.float64)[1:-1]
+    for one, ends in ((warp, 0), (other, 10_000)):
+        one.collect(levels, torch.sigmoid(-levels))
+        one.collect(torch.tensor([-8.0, 2.0]).repeat(ends), torch.full((2 * ends,), 7.0))
+        one.update()
+    torch.testing.assert_close(other.knots(), warp.knots())
+
+
 def test_what_a_warp_has_learnt_can_be_kept():
     warp, other = NoiseWarp(torch.linspace(2, -8, 129)), NoiseWarp(torch.linspace(1, 0, 129))
     levels = torch.linspace(-8, 2, 48_001, dtype=torch.float64)
@@ -586,8 +630,8 @@ def test_what_a_warp_has_learnt_can_be_kept():
 
 @pytest.fixture
 def quick_to_warp(monkeypatch):
-    """Two bins that need two tokens each, so that runs of a few steps follow what they learn."""
-    monkeypatch.setattr(NoiseWarp, "NUM_BINS", 2)
+    """Four bins that need two tokens each, so that runs of a few steps follow what they learn."""
+    monkeypatch.setattr(NoiseWarp, "NUM_BINS", 4)
     monkeypatch.setattr(NoiseWarp, "WARM_UP", 2)
 
 
@@ -606,6 +650,9 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(tmp_path,
     train(tmp_path / "b", stop_at=2, model=tiny_model(dropout=0.1))
     resumed = train(tmp_path / "b", resume_from=True, model=tiny_model(dropout=0.1))
     assert digest(resumed) == digest(unbroken)
+    assert not torch.equal(resumed.model.noise_knots, tiny_model().noise_knots)
+    train(tmp_path / "c", stop_at=4, model=tiny_model(dropout=0.1))  # killed after its last step was saved
+    assert digest(train(tmp_path / "c", resume_from=True, model=tiny_model(dropout=0.1))) == digest(unbroken)
     torch.testing.assert_close(
         unbroken.model.clean_embeddings().norm(dim=-1), torch.full((len(TOKENIZER),), math.sqrt(8.0))
     )
@@ -658,6 +705,21 @@ def test_arguments_about_masks_are_refused(tmp_path, name, value):
         train(tmp_path, **{name: value})
 
 
+def test_a_model_that_has_learnt_keeps_its_unigram_law_and_its_schedule(tmp_path):
+    model = tiny_model()
+    model.take_unigram(torch.arange(len(TOKENIZER)))
+    before = [model.log_unigram.clone(), model.noise_knots.clone()]
+    train(tmp_path, model=model, max_steps=1)
+    assert torch.equal(model.log_unigram, before[0])
+    assert torch.equal(model.noise_knots, before[1])
+
+
+def test_half_precision_trains(tmp_path):
+    model = embedding_diffusion_from(load_model(STORIES_MLM), TOKENIZER.mask_token_id)
+    trainer = train(tmp_path, model=model, max_steps=2, bf16=True)
+    assert math.isfinite(trainer.state.log_history[0]["loss"])
+
+
 def test_another_model_is_refused(tmp_path, tiny_roberta):
     with pytest.raises(ValueError, match="`model`"):
         train(tmp_path, model=tiny_roberta)
@@ -700,6 +762,8 @@ def look_at_it(main, capsys):
     assert main(["evaluate", *model, "--num-stories", "2", "--draws", "1"]) == 0
     assert "loss by noise time" in capsys.readouterr().out
     assert main(["evaluate", *model, "--num-stories", "2", "--estimators", "curve"]) == 2
+    assert main(["evaluate", *model, "--num-stories", "2", "--report", "report"]) == 2
+    assert "a report is about tokens under masks" in capsys.readouterr().err
     steps = ["--steps", "2", "3", "--sampler", "ddim", "ddpm", "--max-new-tokens", "5", "--num-samples", "2"]
     assert main(["sweep", *model, *steps, "--picture", "false"]) == 0
     assert "4 settings of 2 texts each" in capsys.readouterr().err
@@ -730,4 +794,6 @@ def test_the_two_commands_train_and_write(tmp_path, capsys, monkeypatch):
     assert main(["train", "--process", "gaussian", *scratch.split()]) == 0
     literal = ["--process", "gaussian", "--noise-objective", "eps_mse"]
     assert main(["train", *literal, "--model-name", STORIES_MLM]) == 2
-    assert "`objective` is 'eps_mse'" in capsys.readouterr().err
+    assert "`--noise-objective` is 'eps_mse'" in capsys.readouterr().err
+    assert main(["train", *literal, "--noise-schedule", "warped"]) == 2
+    assert "`--noise-schedule` is 'warped'" in capsys.readouterr().err

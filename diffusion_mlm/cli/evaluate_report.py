@@ -72,6 +72,7 @@ def run_report(args: "EvaluateArguments", of_report: ReportArguments) -> int:
     labels = short_names([name for name, _ in named])
     directory = _check(args, of_report)
 
+    from ..canvas import is_gaussian_checkpoint
     from ..causal_peer import is_causal_checkpoint
     from ..data import load_texts
     from ..data_report import DataReport
@@ -80,6 +81,12 @@ def run_report(args: "EvaluateArguments", of_report: ReportArguments) -> int:
     from ..evaluation.report_measures import ReportOptions, evaluation_report
     from .evaluate import load_texts_to_score, what_was_left_out
 
+    for name, argument in named:
+        if is_gaussian_checkpoint(name):
+            raise ValueError(
+                f"`{argument}` is {name!r}, a model of embedding diffusion, but a report is about tokens under masks: "
+                f"leave out `--report` and `--compare`, and its likelihood bound is measured."
+            )
     trusted = args.trust_remote_code
     causal = [is_causal_checkpoint(name, trust_remote_code=trusted, argument=argument) for name, argument in named]
     read = DataReport()

@@ -37,6 +37,7 @@ def run(argv: list[str]) -> int:
     from ..canvas import is_gaussian_checkpoint
     from ..embedding_diffusion.generation import require_gaussian_settings
     from ..evaluation.sweep import config_of, settings_grid
+    from ..filling import require_masked_settings
     from ..generation import load_tokenizer, resolve_config, saved_generation_config
     from ..generation_config import PRESETS
     from ..visualization.frontier import require_matplotlib
@@ -66,6 +67,8 @@ def run(argv: list[str]) -> int:
         config = resolve_config(model, config_of(settings, base), {})
         if is_gaussian:
             require_gaussian_settings(config)
+        else:
+            require_masked_settings(config)
         if args.write_best:
             _require_possible_at_own_length(model, tokenizer, args.prefix, config_of(settings, saved))
     quality, judged_by = _quality(args, model, tokenizer, num_tokens)

@@ -44,7 +44,7 @@ class SweptSettings:
     order: list[str] | None = field(default=None, metadata=_values("What is revealed first.", CHOICES["order"]))
     min_gap: list[int] | None = field(default=None, metadata=_values("Least distance of positions revealed together."))
     sampler: list[str] | None = field(
-        default=None, metadata=_values("Of a model of --process gaussian.", CHOICES["sampler"])
+        default=None, metadata=_values("Of a model of --process gaussian: without or with chance.", CHOICES["sampler"])
     )
     sampling: list[str] | None = field(default=None, metadata=_values("How a token is chosen.", CHOICES["sampling"]))
     temperature: list[float] | None = field(

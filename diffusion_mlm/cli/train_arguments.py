@@ -97,6 +97,11 @@ class ModelArguments(GaussianArguments):
         self.require_own_options()
         if self.noise_objective == "eps_mse" and self.model_name is None and self.preset is None:
             self.preset = "roberta-tiny"  # there is nothing to start from
+        if self.noise_objective == "eps_mse" and self.model_name is not None:
+            raise ValueError(
+                f"`--noise-objective` is 'eps_mse', which predicts noise and has no use for what {self.model_name} "
+                f"knows: name a `--preset` instead of `--model-name`."
+            )
         if self.process == "gaussian" and self.time_conditioning != "none":
             raise ValueError(
                 "`--time-conditioning` belongs to masks: a Gaussian process tells its noise level anyway."

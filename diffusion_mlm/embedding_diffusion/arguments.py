@@ -64,6 +64,11 @@ class GaussianArguments:
             raise ValueError(f"`--embedding-dim` must be at least 1, not {self.embedding_dim}.")
         if not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"`--self-conditioning` must lie in [0, 1], not {self.self_conditioning}.")
+        if self.noise_objective == "eps_mse" and self.noise_schedule == "warped":
+            raise ValueError(
+                "`--noise-schedule` is 'warped', which follows the cross-entropy, and `--noise-objective eps_mse` "
+                "trains none: leave one of them out."
+            )
         if self.stagger is not None and not self.stagger >= 0:
             raise ValueError(f"`--stagger` must be at least 0, not {self.stagger}.")
 

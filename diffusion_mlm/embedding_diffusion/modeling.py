@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .. import presets as presets  # makes its architectures known to transformers
@@ -77,7 +77,9 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
     initializer_range: float | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        self.encoder = dict(self.encoder or {})
+        # Where it came from is nobody's business, and what it was trained for no longer true.
+        left_out = ("_name_or_path", "diffusion")
+        self.encoder = {name: value for name, value in (self.encoder or {}).items() if name not in left_out}
         if self.initializer_range is None:
             self.initializer_range = self.encoder.get("initializer_range", 0.02)
         if self.encoder:
@@ -163,10 +165,10 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     def __init__(self, config: EmbeddingDiffusionConfig) -> None:
         super().__init__(config)
         encoder_config = AutoConfig.for_model(**config.encoder)  # type: ignore[arg-type]  # a dictionary from `__init__` on
-        whole = AutoModelForMaskedLM.from_config(encoder_config, attn_implementation=config._attn_implementation)
-        width = encoder_config.hidden_size
+        whole = _masked_language_model(encoder_config, config._attn_implementation)
         predicts_tokens = config.objective == "cross_entropy"
         self.denoiser = whole if predicts_tokens else whole.base_model
+        width = self.words.embedding_dim  # of what the encoder reads, which is not always as wide as its layers
         self.embeddings = nn.Embedding(config.vocab_size, config.embedding_dim)
         self.read_noisy = nn.Linear(config.embedding_dim, width)
         self.read_level = nn.Sequential(nn.Linear(2 * _NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
@@ -175,7 +177,7 @@ class EmbeddingDiffusionModel(PreTrainedModel):
             self.read_previous = nn.Linear(width, width, bias=False) if config.self_conditioning else None
         else:
             self.words.requires_grad_(False)  # they are not read
-            self.head = nn.Linear(width, config.embedding_dim)
+            self.head = nn.Linear(encoder_config.hidden_size, config.embedding_dim)
         self.register_buffer("log_unigram", torch.full((config.vocab_size,), -math.log(max(config.vocab_size, 1))))
         self.register_buffer("noise_knots", cosine_knots().float())
         self.post_init()
@@ -200,6 +202,11 @@ class EmbeddingDiffusionModel(PreTrainedModel):
     def schedule(self) -> NoiseSchedule:
         """The noise schedule that the model is trained with."""
         return NoiseSchedule(self.noise_knots)
+
+    @property
+    def knows_unigram(self) -> bool:
+        """Whether `take_unigram` was called: what the model says depends on it ever after."""
+        return bool(self.log_unigram.min() < self.log_unigram.max())
 
     def clean_embeddings(self) -> Tensor:
         """The embeddings that get noise, `(V, d)`; normalised ones have the norm sqrt(d)."""
@@ -336,8 +343,15 @@ class EmbeddingDiffusionModel(PreTrainedModel):
         if self.config.mask_token_id is None:
             return mean
         entropy = -(p * log_p.clamp(min=_LEAST_LOG)).sum(-1)  # 0 times -inf is 0 here
-        open_share = (entropy / -(self.log_unigram.exp() * self.log_unigram).sum()).clamp(0, 1).to(words.dtype)
-        return torch.lerp(mean, words[self.config.mask_token_id], open_share[..., None])
+        open_share = (entropy / -(self.log_unigram.exp() * self.log_unigram).sum()).clamp(0, 1).to(mean.dtype)
+        return torch.lerp(mean, words[self.config.mask_token_id].to(mean.dtype), open_share[..., None])
+
+
+def _masked_language_model(config: PreTrainedConfig, attention: str | None) -> PreTrainedModel:
+    try:
+        return AutoModelForMaskedLM.from_config(config, attn_implementation=attention)
+    except ValueError:  # this architecture has no other than its own
+        return AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
 
 
 _NUM_FREQUENCIES = 16
@@ -398,10 +412,17 @@ def embedding_diffusion_from(
         **settings: of `EmbeddingDiffusionConfig`, such as `embedding_dim`.
 
     Raises:
-        ValueError: the objective is eps_mse, which predicts no tokens; or a setting is impossible.
+        ValueError: the objective is eps_mse, which predicts no tokens; a setting is impossible; or transformers has no
+            class that reads embeddings in place of such a model's tokens.
     """
+    encoder, kind = masked.config.to_dict(), masked.config.model_type
+    if kind not in CONFIG_MAPPING or "vocab_size" not in encoder:
+        raise ValueError(
+            f"`masked` is a {type(masked).__name__} ({kind}), which is no architecture of transformers' own and does "
+            f"not become a model of embedding diffusion: take another one, or start from scratch (`--preset`)."
+        )
     config = EmbeddingDiffusionConfig(
-        encoder=masked.config.to_dict(),
+        encoder=encoder,
         mask_token_id=mask_token_id,
         adds_unigram=False,
         attn_implementation=masked.config._attn_implementation,

@@ -140,14 +140,14 @@ def staggered_times(t: Tensor, is_noised: Tensor, keys: Tensor, stagger: float) 
         stagger (`float`): 0 or more.
 
     Returns:
-        `torch.Tensor` of shape `(B, L)`, float64.
+        `torch.Tensor` of shape `(B, L)`, float64; 0, as clear as can be, where there is no noise.
     """
-    t = t.double()[:, None].expand(is_noised.shape)
-    if stagger == 0:
-        return t
-    drawn = uniform(fold_in(keys, ORDER_STREAM), is_noised.shape[1]).masked_fill(~is_noised, torch.inf)
-    begins = (drawn.argsort(-1).argsort(-1) + 0.5) / is_noised.sum(-1, keepdim=True).clamp(min=1)
-    return ((1 + stagger) * t - stagger * begins).clamp(0, 1)
+    times = t.double()[:, None].expand(is_noised.shape)
+    if stagger:
+        drawn = uniform(fold_in(keys, ORDER_STREAM), is_noised.shape[1]).masked_fill(~is_noised, torch.inf)
+        begins = (drawn.argsort(-1).argsort(-1) + 0.5) / is_noised.sum(-1, keepdim=True).clamp(min=1)
+        times = ((1 + stagger) * times - stagger * begins).clamp(0, 1)
+    return times.where(is_noised, 0.0)
 
 
 def cosine_knots(offset: float = 0.008) -> Tensor:

@@ -8,6 +8,8 @@ from torch import Tensor
 from ..binned_means import BinnedMeans
 from .noise import knots_by_nats
 
+_AT_AN_END = 1e-6  # as a share of the range
+
 
 class NoiseWarp:
     """The running mean of the cross-entropy at each noise level, and the schedule whose time goes by it.
@@ -30,10 +32,15 @@ class NoiseWarp:
         self._nats = BinnedMeans(self.NUM_BINS, self.MEMORY)
 
     def collect(self, log_snr: Tensor, nats: Tensor) -> None:
-        """Notes tokens: their log-SNR and cross-entropy, `torch.Tensor` of shape `(N,)`."""
+        """Notes tokens: their log-SNR and cross-entropy, `torch.Tensor` of shape `(N,)`.
+
+        Those at an end count not: with stagger most are there, waiting, or clear, among fewer or more clear ones than
+        when their own noise goes.
+        """
         low, high = self.ends.tolist()
-        place = ((log_snr - low) / (high - low) * self.NUM_BINS).long().clamp(0, self.NUM_BINS - 1)
-        self._nats.collect(place, nats)
+        share = (log_snr - low) / (high - low)
+        place = (share * self.NUM_BINS).long().clamp(0, self.NUM_BINS - 1)
+        self._nats.collect(place, nats, (share > _AT_AN_END) & (share < 1 - _AT_AN_END))
 
     def update(self, sum_over_processes: Callable[[Tensor], Tensor] = lambda local: local) -> None:
         """Learns from what was collected since the last call."""

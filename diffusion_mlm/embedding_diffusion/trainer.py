@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers.trainer_utils import EvalLoopOutput, has_length
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput, has_length
 
 from ..corruption import CorruptedBatch, ForwardProcess, prefix_lengths
 from ..evaluation.likelihood import RowBounds
@@ -33,7 +33,7 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
       step.
     * `evaluate` reports the likelihood bound (`gaussian_bound_of_rows`) as `eval_loss`, the cross-entropy by diffusion
       time, and the distances of the embeddings.
-    * The unigram law is counted at the start, unless the training set streams.
+    * The unigram law is counted at the start, unless the training set streams or the model knows one.
 
     Raises:
         ValueError: an argument says how to mask: there are no masks here; or the model is of another kind.
@@ -48,7 +48,7 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
         _require_no_masking(args)
         super().__init__(model, args, **kwargs)
         dataset = self.train_dataset
-        if dataset is not None and has_length(dataset):
+        if dataset is not None and has_length(dataset) and not self._gaussian.knows_unigram:
             counts = token_counts(dataset, self._gaussian.config.vocab_size)
             counts[self._forbidden] = 0
             self._gaussian.take_unigram(counts)
@@ -70,8 +70,19 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
         if knots is not None:
             self._gaussian.noise_knots.copy_(knots)
 
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """As there; the schedule ends with what the last step has shown, as in a checkpoint of that step."""
+        output = super().train(*args, **kwargs)
+        if self.state.best_model_checkpoint is None or not self.args.load_best_model_at_end:
+            self._learn_rates()
+        return output
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._learn_rates()  # the model that is saved has the schedule
+        super()._save_checkpoint(*args, **kwargs)
+
     def _run_state(self) -> dict[str, Any]:
-        state = super()._run_state()  # learns
+        state = super()._run_state()
         return state if self._warp is None else {**state, "noise_schedule": self._warp}
 
     def _look_at_model(self) -> None:
