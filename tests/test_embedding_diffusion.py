@@ -533,11 +533,16 @@ def test_without_context_the_curve_is_that_of_the_lookup(model):
     assert middle_band(curve, entropy) == [1, 2]
 
 
-def test_a_fitted_schedule_keeps_its_ends(model):
+def test_a_fitted_schedule_keeps_its_ends_and_needs_some_rows(model, monkeypatch):
     ids = story_language.sample_ids(8, 11)
     before = model.noise_knots.clone()
-    fit_noise_schedule(model, ids, ids.ne(TOKENIZER.bos_token_id))
+    with pytest.raises(ValueError, match="`input_ids` has 8 rows, too few"):
+        fit_noise_schedule(model, ids, ids.ne(TOKENIZER.bos_token_id))
+    assert torch.equal(model.noise_knots, before)
+    monkeypatch.setattr(NoiseWarp, "WARM_UP", 5)
+    fit_noise_schedule(model, ids, ids.ne(TOKENIZER.bos_token_id), draws=16)
     assert (model.noise_knots.diff() <= 1e-6).all()
+    assert not torch.equal(model.noise_knots, before)
     torch.testing.assert_close(model.noise_knots[[0, -1]], before[[0, -1]])
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..modeling import unwrap
-from ..randomness import fold_in, make_key
+from ..objectives import token_negative_log_likelihood
+from ..randomness import fold_in, make_key, uniform
 from .likelihood import row_noise
 from .modeling import EmbeddingDiffusionModel
-from .noise import expected_embedding, knots_by_nats, lookup_figures
+from .noise import expected_embedding, lookup_figures, staggered_times
+from .noise_warp import NoiseWarp
 
 _ROWS_AT_ONCE = 64
 
@@ -131,18 +133,35 @@ def unigram_entropy(tokens: Sequence[Any]) -> float:
 
 @torch.no_grad()
 def fit_noise_schedule(
-    model: EmbeddingDiffusionModel, input_ids: Tensor, is_noised: Tensor, even_share: float = 0.1
+    model: EmbeddingDiffusionModel, input_ids: Tensor, is_noised: Tensor, draws: int = 8, seed: int = 0
 ) -> None:
-    """Gives the model's time to the noise levels at which the model itself, with context, learns most of the text.
+    """Gives the model the schedule that `NoiseWarp` makes of what the model, with context, knows of these rows.
 
-    Of the schedule that it was trained with nothing is left, but it reads log-SNRs, not times, and so needs no more
-    training: the sampler then makes steps of about equal nats.
+    Of the schedule that it was trained with nothing but the ends is left; but it reads log-SNRs, not times, and so
+    needs no more training. A sampler then makes steps of about equal nats.
 
     Args:
         model: in evaluation mode. input_ids (`torch.Tensor` of shape `(B, L)`), is_noised (`torch.BoolTensor` of shape
-        `(B, L)`): rows to measure on. even_share (`float`): share of the time that goes evenly by log-SNR.
+        `(B, L)`): rows to measure on. draws (`int`): noise levels for each row. seed (`int`): of the noise.
+
+    Raises:
+        ValueError: the rows are too few to know the loss at every level.
     """
-    ends = model.noise_knots.double()
-    levels = torch.linspace(float(ends.min()), float(ends.max()), 33, dtype=torch.float64)
-    nats = _of_model(model, input_ids, is_noised, levels)[:, 0]
-    model.noise_knots.copy_(knots_by_nats(levels, nats, even_share))
+    warp, device = NoiseWarp(model.noise_knots), model.noise_knots.device
+    keys = fold_in(torch.tensor(make_key("fit_noise_schedule", seed)), torch.arange(len(input_ids)))
+    for first in range(0, len(input_ids), _ROWS_AT_ONCE):
+        ids, noised, of = (x[first : first + _ROWS_AT_ONCE].to(device) for x in (input_ids, is_noised, keys))
+        for draw in range(draws):
+            drawn = fold_in(of, draw)
+            times = staggered_times(uniform(drawn, 1)[:, 0], noised, drawn, model.config.stagger or 0.0)
+            log_snr = model.schedule.log_snr(times)
+            noise = row_noise(drawn, ids.shape[1], model.config.embedding_dim)
+            logits = model(ids, None, noised, log_snr, noise).logits
+            warp.collect(log_snr[noised], token_negative_log_likelihood(logits[noised], ids[noised]))
+    warp.update()
+    knots = warp.knots()
+    if knots is None:
+        raise ValueError(
+            f"`input_ids` has {len(input_ids)} rows, too few for a schedule with `draws` {draws}: pass more of either."
+        )
+    model.noise_knots.copy_(knots)
