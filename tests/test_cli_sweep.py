@@ -339,6 +339,7 @@ def test_what_only_the_model_can_refuse_leaves_no_directory(run: Command, checkp
     for options, message in (
         (["--top-k", 9999, "--sampling", "topk"], "`top_k` is 9999, above the vocabulary"),
         (["--block-length", 1, "--steps", 2], "5 tokens in blocks of 1 need at least 5"),
+        (["--sampler", "ddim"], "`sampler` is 'ddim', but a masked model has none"),
     ):
         status, _, err = run("--checkpoint", checkpoint, *options)
         assert status == 2 and message in err and not (tmp_path / "out").exists()
