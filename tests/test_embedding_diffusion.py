@@ -191,6 +191,7 @@ def test_the_bound_of_tokens_without_context_is_their_entropy(model):
     p = model.log_unigram.exp().double()
     tokens = torch.multinomial(p, 64 * 24, replacement=True, generator=torch.Generator().manual_seed(0)).view(64, 24)
     noised = torch.ones_like(tokens, dtype=torch.bool)
+    model.config.stagger = 0.0  # with it the estimate scatters more, see `one_of_four_words`
     bounds = gaussian_bound_of_rows(model, tokens, torch.ones_like(tokens), noised, draws=32)
     exact = -float(p.log()[tokens].mean())
     assert float(bounds.nats.sum() / bounds.num_tokens.sum()) == pytest.approx(exact, rel=0.03)

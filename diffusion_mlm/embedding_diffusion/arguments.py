@@ -49,7 +49,7 @@ class GaussianArguments:
         default=None,
         metadata={
             "help": "Of --process gaussian: noise leaves the places of a text one after another, and that far apart; "
-            "0: all at once. Default: 3; of eps_mse 0."
+            "0: all at once. Default: 8; of eps_mse 0."
         },
     )
 

@@ -54,7 +54,7 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         adds_unigram (`bool`): whether the unigram law is added to the logits. That of a masked language model that was
             trained before is in them already.
         stagger (`float`, *optional*): how far the times at which noise leaves the places of a text are apart, see
-            `noise.staggered_times`; 0: it leaves all at once. Default: 3; of eps_mse 0.
+            `noise.staggered_times`; 0: it leaves all at once. Default: 8; of eps_mse 0.
         initializer_range (`float`, *optional*): of the first weights; that of the encoder by default.
 
     Raises:
@@ -91,7 +91,7 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         if self.noise_schedule is None:
             self.noise_schedule = "cosine" if predicts_noise else "warped"
         if self.stagger is None:
-            self.stagger = 0.0 if predicts_noise else 3.0
+            self.stagger = 0.0 if predicts_noise else 8.0
         for name, choices in (("objective", OBJECTIVES), ("noise_schedule", NOISE_SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")
