@@ -155,7 +155,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], None]:
         """Fetches the micro-batches of one optimizer step and masks them as one global batch."""
-        if 0 < self.state.max_steps <= self.state.global_step:  # the Trainer makes one more when its last is resumed from
+        if 0 < self.state.max_steps <= self.state.global_step:  # resumed from its last: the Trainer makes one more
             return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._require_rows(len(batches) == num_batches, device)
