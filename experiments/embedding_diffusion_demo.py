@@ -16,12 +16,9 @@ from torch import Tensor
 
 from diffusion_mlm import load_generator, story_language, stream
 from diffusion_mlm.cli.parsing import parse
+from diffusion_mlm.embedding_diffusion.building import build_embedding_diffusion
 from diffusion_mlm.embedding_diffusion.likelihood import row_noise
-from diffusion_mlm.embedding_diffusion.modeling import (
-    EmbeddingDiffusionConfig,
-    EmbeddingDiffusionModel,
-    build_embedding_diffusion,
-)
+from diffusion_mlm.embedding_diffusion.modeling import EmbeddingDiffusionConfig, EmbeddingDiffusionModel
 from diffusion_mlm.embedding_diffusion.noise import add_noise, noise_log_likelihood
 from diffusion_mlm.presets import preset_config
 from diffusion_mlm.visualization.colours import BLUE, INK, PALE_INK, RAMP, VERMILLION

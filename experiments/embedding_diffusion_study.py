@@ -27,13 +27,9 @@ from diffusion_mlm import DiffusionTrainingArguments, generate, load_generator, 
 from diffusion_mlm.checkpoints import STORIES_GENERATOR, STORIES_MLM
 from diffusion_mlm.cli.parsing import parse
 from diffusion_mlm.data_collator import DataCollatorForMaskedDiffusion
+from diffusion_mlm.embedding_diffusion.building import build_embedding_diffusion, embedding_diffusion_from
 from diffusion_mlm.embedding_diffusion.loading import load_embedding_diffusion
-from diffusion_mlm.embedding_diffusion.modeling import (
-    EmbeddingDiffusionConfig,
-    EmbeddingDiffusionModel,
-    build_embedding_diffusion,
-    embedding_diffusion_from,
-)
+from diffusion_mlm.embedding_diffusion.modeling import EmbeddingDiffusionConfig, EmbeddingDiffusionModel
 from diffusion_mlm.embedding_diffusion.monitors import (
     embedding_figures,
     fit_noise_schedule,
@@ -288,7 +284,7 @@ def measure_writing(model: Any, tokenizer: Any, args: StudyArguments, report: di
     tokenized = story_language.sample_ids(args.num_eval, HELD_OUT_SEED + 1)
     is_noised = tokenized.ne(tokenizer.bos_token_id)
     trained = model.noise_knots.clone()
-    fit_noise_schedule(model, tokenized, is_noised)
+    fit_noise_schedule(model, tokenized, is_noised, draws=128)  # few places lose their noise at once
     for forwards in args.forwards:
         report["writing"].setdefault("DDIM, fitted levels", []).append(
             write_stories(model, tokenizer, args, steps=forwards, sampler="ddim")

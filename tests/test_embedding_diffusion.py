@@ -13,14 +13,13 @@ from transformers import AutoModelForMaskedLM, TrainerCallback
 
 from diffusion_mlm import DiffusionTrainingArguments, generate, infill, load_generator, story_language
 from diffusion_mlm.checkpoints import STORIES_MLM
+from diffusion_mlm.embedding_diffusion.building import build_embedding_diffusion, embedding_diffusion_from
 from diffusion_mlm.embedding_diffusion.generation import fill_by_denoising
 from diffusion_mlm.embedding_diffusion.likelihood import gaussian_bound_of_rows, row_noise
 from diffusion_mlm.embedding_diffusion.modeling import (
     EmbeddingDiffusionConfig,
     EmbeddingDiffusionModel,
     EmbeddingDiffusionOutput,
-    build_embedding_diffusion,
-    embedding_diffusion_from,
 )
 from diffusion_mlm.embedding_diffusion.monitors import (
     embedding_figures,

@@ -8,13 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .. import story_language
 from ..canvas import is_gaussian_checkpoint
 from ..checkpoints import STORIES_MLM
+from ..embedding_diffusion.building import build_embedding_diffusion, embedding_diffusion_from
 from ..embedding_diffusion.loading import load_embedding_diffusion
-from ..embedding_diffusion.modeling import (
-    EmbeddingDiffusionConfig,
-    EmbeddingDiffusionModel,
-    build_embedding_diffusion,
-    embedding_diffusion_from,
-)
+from ..embedding_diffusion.modeling import EmbeddingDiffusionConfig, EmbeddingDiffusionModel
 from ..generation import load_tokenizer
 from ..modeling import build_model, context_length, load_model, require_mask_token
 from ..presets import preset_config

@@ -19,6 +19,9 @@ class NoiseWarp:
     text under noise in which the lookup is lost: of the schedule that is made for the lookup more than half lies where
     such a model is right already.
 
+    With stagger the context of a place grows while its own noise goes, and what that tells counts as well: such a
+    schedule gives more time to the noisiest levels than the noise alone would have it.
+
     The loss of a step is `collect`ed as it comes and counts from the next `update` on, see `BinnedMeans`.
 
     Args:
