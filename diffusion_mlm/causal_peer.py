@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from .hub_access import require_repository
-from .initialization import start_at_neighbors, start_by_copying
+from .initialization import start_at_neighbors, start_by_copying, start_undecided
 from .modeling import end_token_id, forbidden_token_ids
 
 
@@ -53,6 +53,7 @@ def build_causal_peer(config: Any, seed: int = 0, attn_implementation: str = "sd
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attn_implementation, dtype=torch.float32)
         start_by_copying(model)
         start_at_neighbors(model)
+        start_undecided(model)
     return model
 
 

@@ -5,9 +5,10 @@ With the usual random start it finds out neither for thousands of steps, and unt
 """
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
@@ -21,6 +22,20 @@ def start_by_copying(model: PreTrainedModel) -> None:
         value, output = layer.attention.self.value.weight, layer.attention.output.dense.weight
         nn.init.orthogonal_(value)
         output.copy_(value.T)
+
+
+@torch.no_grad()
+def start_undecided(model: PreTrainedModel) -> None:
+    """Starts a RoBERTa by predicting all tokens nearly alike, so that its first loss is the logarithm of their number.
+
+    The usual start is off by half the variance of the logits, which the norm before the vocabulary sets.
+    """
+    _make_logits_small(model.lm_head.layer_norm.weight, model.config)  # type: ignore[union-attr, arg-type]  # as above
+
+
+def _make_logits_small(last_norm: Tensor, config: Any) -> None:
+    """Gives the logits a spread of 0.2, where a product of normed states and embeddings makes them."""
+    last_norm.fill_(0.2 / (config.initializer_range * math.sqrt(config.hidden_size)))
 
 
 @torch.no_grad()
@@ -70,7 +85,7 @@ def start_rotary(model: PreTrainedModel, peak: float = 5.0) -> None:
     `w_k` times the head's offset, so that a score is `sum_k cos(w_k (i + offset - j))` for the pairs that turn fast.
 
     The values of every layer are copied at the size of an embedding, since here norms stand before the layers and not
-    behind them. The last norm starts so small that the logits have a spread of 0.2: all tokens are predicted alike.
+    behind them. The last norm starts as small as that of `start_undecided`.
 
     Args:
         model: a EuroBERT with as many keys as queries, with or without norms of them, with the usual start.
@@ -101,4 +116,4 @@ def start_rotary(model: PreTrainedModel, peak: float = 5.0) -> None:
         value, output = layer.self_attn.v_proj.weight, layer.self_attn.o_proj.weight
         nn.init.orthogonal_(value)
         output.copy_(size * value.T)
-    last_norm.fill_(0.2 / (spread * math.sqrt(config.hidden_size)))
+    _make_logits_small(last_norm, config)  # type: ignore[arg-type]  # as above

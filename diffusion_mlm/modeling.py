@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 
 from .aligned_head import aligned_rows
 from .hub_access import HubSource, require_repository
-from .initialization import start_at_neighbors, start_by_copying, start_rotary
+from .initialization import start_at_neighbors, start_by_copying, start_rotary, start_undecided
 from .last_layer import last_layer, on_rows
 from .presets import PRESETS as PRESETS
 from .presets import preset_config as preset_config
@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 def build_model(config: Any, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
     """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
 
-    RoBERTa and EuroBERT start with attention that copies and sees its neighbours, see `initialization`, whether told
-    the time or not. Without `attn_implementation` the model class decides: the fused kernel where it has one (DeBERTa
+    RoBERTa and EuroBERT start with attention that copies and sees its neighbours, and undecided, see `initialization`,
+    whether told the time or not. Without `attn_implementation` the model class decides: the fused kernel where it has one (DeBERTa
     has none).
     """
     with torch.random.fork_rng(devices=[]):
@@ -43,6 +43,7 @@ def build_model(config: Any, seed: int = 0, attn_implementation: str | None = No
         if encoder.config.model_type == "roberta":
             start_by_copying(encoder)
             start_at_neighbors(encoder)
+            start_undecided(encoder)
         elif encoder.config.model_type in ("eurobert", QkNormConfig.model_type) and _has_square_values(encoder.config):
             start_rotary(encoder)
     _switch_off_token_dropout(model)

@@ -114,11 +114,14 @@ def test_dropout_is_that_of_hidden_layers_in_roberta_and_of_attention_in_eurober
     assert [config.attention_dropout for config in moderns] == [0.0, 0.0, 0.2]
 
 
-# What a modern encoder does
+# First weights
 
 
-@pytest.mark.parametrize("qk_norm", [False, True])
-@pytest.mark.parametrize("preset", ["modern-tiny", "modern-mini"])
+@pytest.mark.parametrize(
+    ("preset", "qk_norm"),
+    [(f"modern-{size}", normed) for size in ("tiny", "mini") for normed in (False, True)]
+    + [(f"roberta-{size}", False) for size in ("tiny", "mini", "small")],
+)
 @pytest.mark.parametrize("num_masked", [1, 8, 16])
 def test_the_first_loss_is_the_logarithm_of_the_vocabulary(preset, num_masked, qk_norm):
     model = build_model(preset_config(preset, TOKENIZER, 64, qk_norm=qk_norm)).eval()
@@ -128,6 +131,9 @@ def test_the_first_loss_is_the_logarithm_of_the_vocabulary(preset, num_masked, q
         logits = model(input_ids=ids).logits[:, :num_masked]
     loss = (logits.logsumexp(-1) - logits.mean(-1)).mean()  # the mean over all tokens that may stand there
     assert float(loss) == pytest.approx(math.log(len(TOKENIZER)), rel=0.02)
+
+
+# What a modern encoder does
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
