@@ -68,7 +68,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "stagger_0": {"stagger": 0.0},
     "stagger_1": {"stagger": 1.0},
     "stagger_3": {"stagger": 3.0},
-    "stagger_8": {"stagger": 8.0},  # as default, for runs as short as the other three
+    "stagger_8": {"stagger": 8.0},
     "masked": {},
 }
 

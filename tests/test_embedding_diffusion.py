@@ -383,13 +383,14 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_a_sampler_that_is_told_the_text_writes_it(model, sampler):
+@pytest.mark.parametrize("order, num_forwards", [("random", 4), ("entropy", 2)])  # what is sure goes at once
+def test_a_sampler_that_is_told_the_text_writes_it(model, sampler, order, num_forwards):
     text = story_language.sample_ids(1, 9)[:, :30]
     *_, last = fill_by_denoising(
         Oracle(model, text),
         text.masked_fill(torch.arange(30) >= 5, 0),
         (torch.arange(30) >= 5)[None],
-        DiffusionGenerationConfig(steps=4, sampler=sampler),
+        DiffusionGenerationConfig(steps=4, sampler=sampler, order=order),
         mask_id=TOKENIZER.mask_token_id,
         padding_id=1,
         keys=torch.tensor([1]),
@@ -398,18 +399,19 @@ def test_a_sampler_that_is_told_the_text_writes_it(model, sampler):
         may_end=torch.ones_like(text, dtype=torch.bool),
     )
     assert torch.equal(last.canvas, text)
-    assert last.num_forwards.tolist() == [4]
+    assert last.num_forwards.tolist() == [num_forwards]
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_a_text_does_not_depend_on_the_texts_beside_it_and_keeps_its_prefix(trained_a_little, sampler):
-    settings = {"seed": 5, "steps": 4, "sampler": sampler}
+@pytest.mark.parametrize("order", ["random", "entropy"])
+def test_a_text_does_not_depend_on_the_texts_beside_it_and_keeps_its_prefix(trained_a_little, sampler, order):
+    settings = {"seed": 5, "steps": 4, "sampler": sampler, "order": order}
     texts = generate(trained_a_little, TOKENIZER, ["", "One sunny day", "Finn had a"], **settings).texts
     alone = generate(trained_a_little, TOKENIZER, "One sunny day", **settings)
     assert alone.texts[0] == texts[1]
     assert texts[1].startswith("One sunny day")
     assert not set(alone.samples[0].token_ids) & {0, 1, 3, 4}
-    assert alone.samples[0].num_forwards == 4
+    assert alone.samples[0].num_forwards <= 4
     assert len(set(generate(trained_a_little, TOKENIZER, "", num_return_sequences=4, **settings).texts)) > 1
 
 
@@ -422,11 +424,40 @@ def test_blanks_are_filled_between_what_stands(trained_a_little):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"order": "random"}, {"remask": "renoise"}, {"guidance_scale": 2.0}, {"schedule": "cosine"}]
+    "settings", [{"order": "left_to_right"}, {"remask": "renoise"}, {"guidance_scale": 2.0}, {"schedule": "cosine"}]
 )
 def test_settings_of_masks_are_refused(model, settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
         generate(model, TOKENIZER, "", seed=0, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"order": "random"}, {"top_p": 0.5}, {"defer_end": False}])
+def test_where_all_places_go_at_once_an_order_and_draws_are_refused(settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}`.*stagger"):
+        generate(tiny_model(stagger=0.0), TOKENIZER, "", seed=0, max_new_tokens=3, **settings)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_without_context_tokens_follow_the_unigram_law_in_two_steps(model, sampler):
+    num_rows, length, words = 60, 10, torch.arange(10, 13)
+    counts = torch.zeros(len(TOKENIZER))
+    counts[words] = torch.tensor([6.0, 3.0, 1.0])
+    model.take_unigram(counts)
+    *_, last = fill_by_denoising(
+        model,
+        torch.zeros(num_rows, length, dtype=torch.int64),
+        torch.ones(num_rows, length, dtype=torch.bool),
+        DiffusionGenerationConfig(steps=2, sampler=sampler, top_p=1.0),
+        mask_id=TOKENIZER.mask_token_id,
+        padding_id=1,
+        keys=torch.arange(num_rows),
+        forbidden_ids=torch.tensor([id for id in range(len(TOKENIZER)) if id not in words]),
+        end_id=None,
+        may_end=torch.ones(num_rows, length, dtype=torch.bool),
+    )
+    expected = counts[words] / 10 * num_rows * length
+    found = torch.bincount(last.canvas.flatten(), minlength=13)[words]
+    assert float(((found - expected) ** 2 / expected).sum()) < 13.8  # chi-square with 2 degrees of freedom: 1 in 1000
 
 
 def test_weights_of_another_format_are_refused(model):
@@ -540,7 +571,7 @@ def test_a_fitted_schedule_keeps_its_ends_and_needs_some_rows(model, monkeypatch
         fit_noise_schedule(model, ids, ids.ne(TOKENIZER.bos_token_id))
     assert torch.equal(model.noise_knots, before)
     monkeypatch.setattr(NoiseWarp, "WARM_UP", 5)
-    fit_noise_schedule(model, ids, ids.ne(TOKENIZER.bos_token_id), draws=16)
+    fit_noise_schedule(model, ids, ids.ne(TOKENIZER.bos_token_id), draws=96)
     assert (model.noise_knots.diff() <= 1e-6).all()
     assert not torch.equal(model.noise_knots, before)
     torch.testing.assert_close(model.noise_knots[[0, -1]], before[[0, -1]])
@@ -641,23 +672,30 @@ def quick_to_warp(monkeypatch):
 
 
 def test_the_schedule_follows_training_and_does_not_depend_on_accumulation(tmp_path, quick_to_warp):
-    before = tiny_model()
-    settings = {"max_steps": 3, "rows": make_rows(16)}
-    whole = train(tmp_path, per_device_train_batch_size=16, **settings)
-    parts = train(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=4, **settings)
+    warped = {"noise_schedule": "warped", "stagger": 3.0}
+    before, settings = tiny_model(**warped), {"max_steps": 3, "rows": make_rows(16)}
+    whole = train(tmp_path, model=tiny_model(**warped), per_device_train_batch_size=16, **settings)
+    accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}
+    parts = train(tmp_path, model=tiny_model(**warped), **accumulated, **settings)
     knots = whole.model.noise_knots
     assert float((knots - before.noise_knots).abs().max()) > 0.1
     torch.testing.assert_close(parts.model.noise_knots, knots, atol=1e-4, rtol=1e-4)
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(tmp_path, quick_to_warp):
-    unbroken = train(tmp_path / "a", model=tiny_model(dropout=0.1), eval_strategy="steps", eval_steps=1)
-    train(tmp_path / "b", stop_at=2, model=tiny_model(dropout=0.1))
-    resumed = train(tmp_path / "b", resume_from=True, model=tiny_model(dropout=0.1))
+    unbroken = train(
+        tmp_path / "a", model=tiny_model(dropout=0.1, noise_schedule="warped"), eval_strategy="steps", eval_steps=1
+    )
+    train(tmp_path / "b", stop_at=2, model=tiny_model(dropout=0.1, noise_schedule="warped"))
+    resumed = train(tmp_path / "b", resume_from=True, model=tiny_model(dropout=0.1, noise_schedule="warped"))
     assert digest(resumed) == digest(unbroken)
-    assert not torch.equal(resumed.model.noise_knots, tiny_model().noise_knots)
-    train(tmp_path / "c", stop_at=4, model=tiny_model(dropout=0.1))  # killed after its last step was saved
-    assert digest(train(tmp_path / "c", resume_from=True, model=tiny_model(dropout=0.1))) == digest(unbroken)
+    assert not torch.equal(resumed.model.noise_knots, tiny_model(noise_schedule="warped").noise_knots)
+    train(
+        tmp_path / "c", stop_at=4, model=tiny_model(dropout=0.1, noise_schedule="warped")
+    )  # killed after its last step was saved
+    assert digest(
+        train(tmp_path / "c", resume_from=True, model=tiny_model(dropout=0.1, noise_schedule="warped"))
+    ) == digest(unbroken)
     torch.testing.assert_close(
         unbroken.model.clean_embeddings().norm(dim=-1), torch.full((len(TOKENIZER),), math.sqrt(8.0))
     )
@@ -772,8 +810,8 @@ def look_at_it(main, capsys):
     steps = ["--steps", "2", "3", "--sampler", "ddim", "ddpm", "--max-new-tokens", "5", "--num-samples", "2"]
     assert main(["sweep", *model, *steps, "--picture", "false"]) == 0
     assert "4 settings of 2 texts each" in capsys.readouterr().err
-    assert main(["sweep", *model, "--order", "random", "--output-dir", "other"]) == 2
-    assert "`order` is 'random'" in capsys.readouterr().err
+    assert main(["sweep", *model, "--order", "margin", "--output-dir", "other"]) == 2
+    assert "`order` must be one of entropy, random" in capsys.readouterr().err
 
 
 def test_the_two_commands_train_and_write(tmp_path, capsys, monkeypatch):

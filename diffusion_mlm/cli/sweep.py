@@ -40,6 +40,7 @@ def run(argv: list[str]) -> int:
     from ..filling import require_masked_settings
     from ..generation import load_tokenizer, resolve_config, saved_generation_config
     from ..generation_config import PRESETS
+    from ..modeling import unwrap
     from ..visualization.frontier import require_matplotlib
 
     if args.picture:
@@ -66,7 +67,8 @@ def run(argv: list[str]) -> int:
     for settings in grid.settings:  # what only the vocabulary, or the kind of model, can refuse
         config = resolve_config(model, config_of(settings, base), {})
         if is_gaussian:
-            require_gaussian_settings(config)
+            gaussian: Any = unwrap(model)
+            require_gaussian_settings(config, gaussian.config.stagger)
         else:
             require_masked_settings(config)
         if args.write_best:

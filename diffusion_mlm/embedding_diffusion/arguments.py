@@ -27,8 +27,8 @@ class GaussianArguments:
     noise_schedule: str | None = field(
         default=None,
         metadata={
-            "help": "Of --process gaussian: how noise grows; warped follows what the model learns, informative is "
-            "made for the vocabulary at hand. Default: warped; of eps_mse cosine.",
+            "help": "Of --process gaussian: how noise grows; informative is made for the vocabulary at hand, "
+            "warped follows what the model learns. Default: informative; without --stagger warped; of eps_mse cosine.",
             "choices": ["warped", "informative", "cosine", "sqrt"],
         },
     )
@@ -49,7 +49,7 @@ class GaussianArguments:
         default=None,
         metadata={
             "help": "Of --process gaussian: noise leaves the places of a text one after another, and that far apart; "
-            "0: all at once. Default: 8; of eps_mse 0."
+            "0: all at once. Default: 20; of eps_mse 0."
         },
     )
 

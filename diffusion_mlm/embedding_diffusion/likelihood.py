@@ -9,7 +9,7 @@ from ..randomness import fold_in, normal, uniform
 from .modeling import EmbeddingDiffusionModel
 from .noise import alpha_sigma, expected_embedding, staggered_times
 
-NOISE_STREAM, SELF_CONDITION_STREAM = 11, 12
+NOISE_STREAM, SELF_CONDITION_STREAM, TOKEN_STREAM = 11, 12, 14
 
 
 def row_noise(keys: Tensor, length: int, dim: int) -> Tensor:

@@ -43,8 +43,9 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         embedding_std (`float`): of the embeddings at the start, where it is their scale: they are not normalised.
         objective (`str`): `cross_entropy` on the prediction of the token, or `eps_mse`, the squared error of a
             predicted noise.
-        noise_schedule (`str`, *optional*): `warped`, which follows what the model learns; `informative`, made for the
-            vocabulary at hand; `cosine` or `sqrt`. Default: warped; of eps_mse cosine.
+        noise_schedule (`str`, *optional*): `informative`, made for the vocabulary at hand, which is what the noise of
+            a place tells by itself; `warped`, which follows what the model learns; `cosine` or `sqrt`. Default:
+            informative; without stagger warped; of eps_mse cosine.
         self_conditioning (`float`): share of the training rows that see a first prediction of their own; above 0,
             sampling feeds each prediction to the next step (Analog Bits, arXiv:2208.04202, section 3.2).
         mask_token_id (`int`, *optional*): the word that is read where a noisy embedding says nothing; without one it
@@ -52,7 +53,7 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         adds_unigram (`bool`): whether the unigram law is added to the logits. That of a masked language model that was
             trained before is in them already.
         stagger (`float`, *optional*): how far the times at which noise leaves the places of a text are apart, see
-            `noise.staggered_times`; 0: it leaves all at once. Default: 8; of eps_mse 0.
+            `noise.staggered_times`; 0: it leaves all at once. Default: 20; of eps_mse 0.
         initializer_range (`float`, *optional*): of the first weights; that of the encoder by default.
 
     Raises:
@@ -86,10 +87,10 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
                 name: self.encoder.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
             } | kwargs
         predicts_noise = self.objective == "eps_mse"
-        if self.noise_schedule is None:
-            self.noise_schedule = "cosine" if predicts_noise else "warped"
         if self.stagger is None:
-            self.stagger = 0.0 if predicts_noise else 8.0
+            self.stagger = 0.0 if predicts_noise else 20.0
+        if self.noise_schedule is None:
+            self.noise_schedule = "cosine" if predicts_noise else "informative" if self.stagger else "warped"
         for name, choices in (("objective", OBJECTIVES), ("noise_schedule", NOISE_SCHEDULES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(choices)}, not {getattr(self, name)!r}.")

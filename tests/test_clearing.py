@@ -1,0 +1,39 @@
+"""When noise leaves the places of a text that is being written by Gaussian diffusion."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion_mlm.embedding_diffusion.clearing import SurestFirst
+
+
+@settings(max_examples=50, deadline=None)
+@given(steps=st.integers(2, 40), stagger=st.floats(0.1, 50), seed=st.integers(0, 10_000), deferred=st.booleans())
+def test_every_place_is_clear_when_the_steps_are_over_whatever_the_model_says(steps, stagger, seed, deferred):
+    generator = torch.Generator().manual_seed(seed)
+    to_fill = torch.rand(3, 12, generator=generator) < 0.7
+    clearing = SurestFirst(to_fill, steps, stagger, 2 if deferred else None)
+    rows = torch.arange(3)
+    for _ in range(steps - 1):
+        before = clearing.times
+        assert torch.equal(before[~to_fill], torch.zeros_like(before[~to_fill]))
+        clearing.advance(rows, torch.log_softmax(8 * torch.randn(3, 12, 5, generator=generator), -1))
+        assert bool((clearing.times <= before).all())
+    assert not clearing.times.any()
+
+
+def test_sure_places_go_at_once_and_of_unsure_neighbours_one_until_it_is_sure():
+    words = torch.tensor([[[1.0, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1]]])  # the last expects the token 2
+    said = torch.log(words / words.sum(-1, keepdim=True))
+    clearing = SurestFirst(torch.ones(1, 4, dtype=torch.bool), 40, 5.0, deferred_id=2)
+    rows = torch.tensor([0])
+    clearing.advance(rows, said)
+    assert (clearing.times < 1).tolist() == [[True, True, False, False]]
+    clearing.advance(rows, said)
+    assert (clearing.times < 1).tolist() == [[True, True, False, False]]
+    said[0, 1] = said[0, 0]
+    clearing.advance(rows, said)
+    assert (clearing.times < 1).tolist() == [[True, True, True, False]]
+    said[0, 2] = said[0, 0]
+    clearing.advance(rows, said)
+    assert (clearing.times < 1).all()
