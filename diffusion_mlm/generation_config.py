@@ -133,9 +133,10 @@ class DiffusionGenerationConfig(GenerationConfig):
             its own `steps`.
         num_return_sequences (`int`): samples per prefix.
         batch_size (`int`): rows per call of the model; no effect on the text.
-        sampler (`str`, *optional*): of a model of embedding diffusion, which has no masks and of the settings above
-            knows `steps` (64 by default), `temperature`, `sampling="greedy"`, lengths and numbers alone: `ddim`, the
-            default, goes from noise to text without chance; `ddpm` adds noise at every step.
+        sampler (`str`, *optional*): of a model of embedding diffusion, which has no masks: `ddim`, the default, keeps
+            the noise of the start; `ddpm` draws some at every step. Of the settings above such a model knows
+            `steps` (64 by default), `temperature`, `sampling="greedy"`, lengths and numbers; if it was trained with
+            stagger also the other ways of `sampling`, `defer_end`, and `order`: `entropy`, or `random` as in training.
 
     Raises:
         ValueError: a name is unknown, or a value impossible.

@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 def build_model(config: Any, seed: int = 0, attn_implementation: str | None = None) -> PreTrainedModel:
     """A masked language model with fresh float32 weights, built on the CPU, that depend on `seed` alone.
 
-    RoBERTa and EuroBERT start with attention that copies and sees its neighbours, and undecided, see `initialization`,
-    whether told the time or not. Without `attn_implementation` the model class decides: the fused kernel where it has
-    one (DeBERTa has none).
+    RoBERTa and EuroBERT (with as many keys as queries) start with attention that copies and sees its neighbours, and
+    undecided, see `initialization`, whether told the time or not. Without `attn_implementation` the model class
+    decides: the fused kernel where it has one (DeBERTa has none).
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed the accelerators too

@@ -248,7 +248,8 @@ def write_stories(model: Any, tokenizer: Any, args: StudyArguments, **settings: 
     figures = story_figures(output.texts)
     return {
         **{name: value for name, value in settings.items() if name != "steps"},
-        "forwards": max(sample.num_forwards for sample in output.samples),
+        "steps": settings["steps"],
+        "forwards": sum(sample.num_forwards for sample in output.samples) / len(output.samples),
         "valid_share": figures.valid_share,
         "valid_interval": list(figures.valid_interval),
         "log_prob": figures.log_prob,
@@ -260,12 +261,15 @@ def write_stories(model: Any, tokenizer: Any, args: StudyArguments, **settings: 
     }
 
 
-def ways_to_write(arm: str) -> list[tuple[str, dict[str, Any]]]:
+def ways_to_write(arm: str, stagger: float) -> list[tuple[str, dict[str, Any]]]:
     """What is tried at each number of forwards."""
     if arm == "masked":
-        return [("masked", {}), ("masked, remasking", {"remask": "remdm_conf"})]
+        sure = {"adaptive": "independent"}  # `steps` is then the most that are made
+        return [("masked", {}), ("masked, remasking", {"remask": "remdm_conf"}), ("masked, adaptive", sure)]
     ways: list[tuple[str, dict[str, Any]]] = [("DDIM", {"sampler": "ddim"}), ("DDPM", {"sampler": "ddpm"})]
-    if not arm.startswith("literal"):
+    if stagger:
+        ways += [("DDIM, order of training", {"sampler": "ddim", "order": "random"})]
+    elif not arm.startswith("literal"):
         ways += [("DDIM, temperature 0.8", {"sampler": "ddim", "temperature": 0.8})]
     return ways
 
@@ -274,12 +278,14 @@ def measure_writing(model: Any, tokenizer: Any, args: StudyArguments, report: di
     """Stories at all numbers of forwards, in all ways; what is found is kept at once."""
     report["writing"] = {}
     for forwards in args.forwards:
-        for name, settings in ways_to_write(args.arm):
+        for name, settings in ways_to_write(args.arm, getattr(model.config, "stagger", 0.0)):
             report["writing"].setdefault(name, []).append(
                 write_stories(model, tokenizer, args, steps=forwards, **settings)
             )
             keep()
-    if args.arm == "masked" or args.arm.startswith("literal") or model.config.noise_schedule == "warped":
+    if args.arm == "masked" or args.arm.startswith("literal") or model.config.stagger:
+        return
+    if model.config.noise_schedule == "warped":  # fitted by training itself
         return
     tokenized = story_language.sample_ids(args.num_eval, HELD_OUT_SEED + 1)
     is_noised = tokenized.ne(tokenizer.bos_token_id)

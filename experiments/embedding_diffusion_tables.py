@@ -44,6 +44,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def steps_of(point: dict[str, Any]) -> int:
+    """The forwards that there might be at most; earlier figures tell those that there were."""
+    return point.get("steps", point["forwards"])
+
+
+def valid_share(point: dict[str, Any]) -> str:
+    early = f" ({point['forwards']:.1f})" if point["forwards"] < steps_of(point) - 0.05 else ""
+    return share(point["valid_share"]) + early
+
+
 def markdown(arms: Arms) -> str:
     """All figures as tables."""
     lines = ["# Continuous against masked diffusion on the stories", "", "Made by", "", "```"]
@@ -51,14 +61,13 @@ def markdown(arms: Arms) -> str:
     devices = sorted({arm["device"] for arm in arms.values()})
     lines += [f"on {', '.join(devices)}. Valid stories: the share that the grammar accepts.", ""]
     lines += ["## Valid stories at equal forwards", ""]
-    forwards = sorted(
-        {at["forwards"] for arm in arms.values() for way in arm.get("writing", {}).values() for at in way}
-    )
+    lines += ["In brackets the mean number of forwards where texts were done before their steps.", ""]
+    forwards = sorted({steps_of(at) for arm in arms.values() for way in arm.get("writing", {}).values() for at in way})
     rows = []
     for name, arm in arms.items():
         for way, points in arm.get("writing", {}).items():
-            shares = {point["forwards"]: point["valid_share"] for point in points}
-            rows.append([name, way, *(share(shares.get(at)) for at in forwards)])
+            cells = {steps_of(point): valid_share(point) for point in points}
+            rows.append([name, way, *(cells.get(at, "") for at in forwards)])
     lines += table(["model", "sampler", *(str(at) for at in forwards)], rows)
     lines += ["## What was trained", ""]
     rows = []
@@ -118,7 +127,7 @@ def picture(arms: Arms, output: str) -> None:
             left.plot(curve["log_snr"], curve["cross_entropy"], label=name, linewidth=2, **look)
             left.plot(curve["log_snr"], curve["lookup_cross_entropy"], linewidth=0.8, **look)
         for points in list(arm.get("writing", {}).values())[:1]:
-            x, y = [point["forwards"] for point in points], [100 * point["valid_share"] for point in points]
+            x, y = [steps_of(point) for point in points], [100 * point["valid_share"] for point in points]
             ends = [[100 * end for end in point["valid_interval"]] for point in points]
             errors = [
                 [max(at - low, 0) for at, (low, _) in zip(y, ends, strict=True)],

@@ -37,3 +37,25 @@ def test_sure_places_go_at_once_and_of_unsure_neighbours_one_until_it_is_sure():
     said[0, 2] = said[0, 0]
     clearing.advance(rows, said)
     assert (clearing.times < 1).all()
+
+
+def test_ends_wait_for_words_when_many_must_begin():
+    """Ten unsure words and ten ends, of which the model is surer."""
+    words = torch.tensor([[[5.0, 5, 1], [1, 1, 9]]]).repeat(1, 10, 1)
+    clearing = SurestFirst(torch.ones(1, 20, dtype=torch.bool), 8, 20.0, deferred_id=2)
+    for _ in range(7):
+        clearing.advance(torch.tensor([0]), torch.log(words))
+        has_begun = clearing.times < 1
+        assert not has_begun[0, 1::2].any() or has_begun[0, 0::2].all()
+    assert has_begun.all()
+
+
+def test_sure_places_on_their_way_hold_up_no_independent_ones():
+    unsure, other, sure = [1.0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]
+    said = torch.log(torch.tensor([[unsure, *[sure] * 6, other]]))
+    clearing = SurestFirst(torch.ones(1, 8, dtype=torch.bool), 40, 5.0, None)
+    sure_first = torch.log(torch.tensor([[[1.0] * 5, *[sure] * 6, [1.0] * 5]]))
+    clearing.advance(torch.tensor([0]), sure_first)  # one that is unsure begins too
+    said[0, clearing.times[0] < 1] = torch.log(torch.tensor(sure))
+    clearing.advance(torch.tensor([0]), said)
+    assert (clearing.times < 1).all()

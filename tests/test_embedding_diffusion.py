@@ -431,15 +431,39 @@ def test_settings_of_masks_are_refused(model, settings):
         generate(model, TOKENIZER, "", seed=0, **settings)
 
 
-@pytest.mark.parametrize("settings", [{"order": "random"}, {"top_p": 0.5}, {"defer_end": False}])
-def test_where_all_places_go_at_once_an_order_and_draws_are_refused(settings):
-    with pytest.raises(ValueError, match=f"`{next(iter(settings))}`.*stagger"):
-        generate(tiny_model(stagger=0.0), TOKENIZER, "", seed=0, max_new_tokens=3, **settings)
+@pytest.mark.parametrize("settings", [{"order": "random"}, {"top_p": 0.5}, {"sampling": "topk"}, {"defer_end": False}])
+@pytest.mark.parametrize("model_settings", [{"stagger": 0.0}, {**LITERAL, "stagger": 3.0}])
+def test_what_draws_no_tokens_refuses_to_be_told_how(settings, model_settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}`.*draws no tokens"):
+        generate(tiny_model(**model_settings), TOKENIZER, "", seed=0, max_new_tokens=3, **settings)
 
 
+def test_a_callback_sees_every_step_and_may_end_the_text_but_not_change_it(trained_a_little):
+    def look(answer, seen):
+        return lambda step: seen.append(step.num_forwards) or (answer(step) if len(seen) == 2 else None)
+
+    how = {"seed": 0, "steps": 40, "order": "random"}
+    for answer, forwards in ((lambda step: None, 40), (lambda step: "finish", 3)):
+        seen = []
+        output = generate(trained_a_little, TOKENIZER, "", on_step=look(answer, seen), **how)
+        assert output.samples[0].num_forwards == len(seen) == forwards
+        assert TOKENIZER.mask_token_id not in output.samples[0].token_ids
+    with pytest.raises(ValueError, match="`on_step` returned another canvas"):
+        generate(trained_a_little, TOKENIZER, "", on_step=look(lambda step: step.canvas + 1, []), **how)
+
+
+def test_guidance_brings_no_token_back_that_is_forbidden(trained_a_little):
+    def flat(canvas, position, logits):
+        return torch.zeros_like(logits)
+
+    sample = generate(trained_a_little, TOKENIZER, "", seed=0, steps=3, guidance=flat).samples[0]
+    assert not set(sample.token_ids) & {0, 1, 3, 4}
+
+
+@pytest.mark.parametrize("steps", [2, 64])  # windows of one step, and of two
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_without_context_tokens_follow_the_unigram_law_in_two_steps(model, sampler):
-    num_rows, length, words = 60, 10, torch.arange(10, 13)
+def test_without_context_tokens_follow_the_unigram_law_in_few_steps(model, sampler, steps):
+    num_rows, length, words = 300, 6, torch.arange(10, 13)
     counts = torch.zeros(len(TOKENIZER))
     counts[words] = torch.tensor([6.0, 3.0, 1.0])
     model.take_unigram(counts)
@@ -447,11 +471,11 @@ def test_without_context_tokens_follow_the_unigram_law_in_two_steps(model, sampl
         model,
         torch.zeros(num_rows, length, dtype=torch.int64),
         torch.ones(num_rows, length, dtype=torch.bool),
-        DiffusionGenerationConfig(steps=2, sampler=sampler, top_p=1.0),
+        DiffusionGenerationConfig(steps=steps, sampler=sampler, top_p=1.0),
         mask_id=TOKENIZER.mask_token_id,
         padding_id=1,
         keys=torch.arange(num_rows),
-        forbidden_ids=torch.tensor([id for id in range(len(TOKENIZER)) if id not in words]),
+        forbidden_ids=torch.tensor([token for token in range(len(TOKENIZER)) if token not in words]),
         end_id=None,
         may_end=torch.ones(num_rows, length, dtype=torch.bool),
     )

@@ -68,7 +68,7 @@ def run(argv: list[str]) -> int:
         config = resolve_config(model, config_of(settings, base), {})
         if is_gaussian:
             gaussian: Any = unwrap(model)
-            require_gaussian_settings(config, gaussian.config.stagger)
+            require_gaussian_settings(config, gaussian.config)
         else:
             require_masked_settings(config)
         if args.write_best:

@@ -5,10 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from ..unmasking import take_highest, take_independent
+from ..sampling import log_probabilities
+from ..unmasking import position_scores, take_highest, take_independent
 from .noise import sampling_times, staggered_times
 
 _SURE = 0.05  # entropy in nats: that of `adaptive="independent"`, see `unmasking.AdaptiveCount`
+_LAST = 1e6  # less than any entropy
 _SLACK = 2 / 3  # share of the steps that the windows of a row would take, were they as many as in training
 
 
@@ -30,7 +32,7 @@ class AsInTraining:
         here = self._of_rows[self._index].expand(len(self._keys))
         return staggered_times(here, self._to_fill, self._keys, self._stagger)
 
-    def advance(self, rows: Tensor, log_probs: Tensor) -> None:
+    def advance(self, rows: Tensor, logits: Tensor) -> None:
         """Goes to the next step."""
         self._index += 1
 
@@ -41,8 +43,8 @@ class SurestFirst:
     A place that begins is clear after a window of as many steps as there are for each. In every step there begin all
     of which the model is sure, and once it is sure of all that are on their way, the surest of the rest, together with
     those that do not depend on it (`unmasking.take_independent`). No more may wait than `cos(pi t / 2)` of the
-    places when a share t of the steps has gone: the least that a cosine schedule of masks would have revealed has
-    begun in any case. A text of sure words is done before its steps are.
+    places when a share t of the steps at which one may begin has gone: what a cosine schedule of masks would have
+    revealed has begun in any case. A text of sure words is done before its steps are.
 
     Args:
         to_fill (`torch.BoolTensor` of shape `(B, L)`), steps (`int`), stagger (`float`): windows are 2 / 3 of
@@ -61,36 +63,31 @@ class SurestFirst:
         """Diffusion times of all places, `(B, L)` float64."""
         return 1 - self._age.double() / self._window
 
-    def advance(self, rows: Tensor, log_probs: Tensor) -> None:
+    def advance(self, rows: Tensor, logits: Tensor) -> None:
         """Goes to the next step.
 
         Args:
             rows (`torch.Tensor` of shape `(A,)`): which rows are still being written.
-            log_probs (`torch.Tensor` of shape `(A, L, V)`): what the model says there.
+            logits (`torch.Tensor` of shape `(A, L, V)`): what the model says there.
         """
         age = self._age[rows]
         waits, moves = age == 0, (age > 0) & (age < self._window)
         self._index += 1
         if bool(waits.any()):
-            begins = self._sure_or_first(waits, moves, log_probs)
+            log_probs = log_probabilities(logits[waits | moves])
+            surest = torch.zeros(age.shape, dtype=torch.float64, device=age.device)
+            surest[waits | moves] = position_scores("entropy", log_probs).double()  # the entropy with a minus
+            words, waiting = waits, log_probs[waits[waits | moves]]
+            if self._deferred_id is not None:
+                words = waits.clone()
+                words[waits] = waiting.argmax(-1).ne(self._deferred_id)
+            among = torch.where(words.any(-1, keepdim=True), words, waits)
+            begins = take_independent(surest, among, waits, waiting[among[waits]], _SURE)
+            is_open = (moves & (surest < -_SURE)).any(-1, keepdim=True)
+            begins &= (surest >= -_SURE) | ~is_open
             share = min(self._index / max(self._starts, 1), 1.0)
             most = (self._num_places[rows] * math.cos(math.pi / 2 * share) + 1e-6).long()
             missing = (waits.sum(-1) - begins.sum(-1) - most).clamp(min=0)
-            begins |= take_highest(-_entropy(log_probs), waits & ~begins, missing)
+            begins |= take_highest(surest.where(words, surest - _LAST), waits & ~begins, missing)
             moves = moves | begins
         self._age[rows] = age + moves.long()
-
-    def _sure_or_first(self, waits: Tensor, moves: Tensor, log_probs: Tensor) -> Tensor:
-        entropy = _entropy(log_probs)
-        among = waits
-        if self._deferred_id is not None:
-            words = waits & log_probs.argmax(-1).ne(self._deferred_id)
-            among = torch.where(words.any(-1, keepdim=True), words, waits)
-        chosen = take_independent(-entropy, among, waits | moves, log_probs[among], _SURE)
-        is_open = (moves & (entropy > _SURE)).any(-1, keepdim=True)
-        return chosen & ((entropy <= _SURE) | ~is_open)
-
-
-def _entropy(log_probs: Tensor) -> Tensor:
-    """Of each place, in nats, `(A, L, V)` to `(A, L)` float64."""
-    return -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1).double()

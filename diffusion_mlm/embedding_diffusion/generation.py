@@ -9,10 +9,10 @@ from torch import Tensor
 from ..denoising_step import Constraint, DenoisingStep, EditLogits, GuideLogits, OnStep
 from ..generation_config import DEFAULTS, DiffusionGenerationConfig
 from ..randomness import fold_in, uniform
-from ..sampling import NonFiniteLogitsError
+from ..sampling import log_probabilities
 from .clearing import AsInTraining, SurestFirst
 from .likelihood import TOKEN_STREAM, row_noise
-from .modeling import EmbeddingDiffusionModel
+from .modeling import EmbeddingDiffusionConfig, EmbeddingDiffusionModel
 from .noise import add_noise, ddim_step, ddpm_step, expected_embedding
 
 DEFAULT_STEPS = 64
@@ -20,39 +20,39 @@ DEFAULT_STEPS = 64
 _PADDING = -1
 _SHOWN = 0.5  # from this probability on, a token is shown while the text forms
 # What has a meaning here; any other setting says how masks go, and is left as it is by default.
-_MEANT = (
-    "steps",
-    "sampler",
-    "sampling",
-    "temperature",
-    "max_new_tokens",
-    "stride",
-    "num_return_sequences",
-    "batch_size",
-)
-_MEANT_WITH_STAGGER = (*_MEANT, "order", "defer_end", "top_k", "top_p", "min_p", "typical_p")
+_MEANT = ("steps", "sampler", "max_new_tokens", "stride", "num_return_sequences", "batch_size")
+_MEANT_OF_MEANS = ("sampling", "temperature")
+_MEANT_OF_DRAWS = ("sampling", "temperature", "top_k", "top_p", "min_p", "typical_p", "order", "defer_end")
 _ORDERS = ("entropy", "random")
 
 
-def require_gaussian_settings(config: DiffusionGenerationConfig, stagger: float) -> None:
-    """Refuses settings that speak of masks, and without `stagger` those that speak of one place after another.
+def require_gaussian_settings(config: DiffusionGenerationConfig, model_config: EmbeddingDiffusionConfig) -> None:
+    """Refuses settings that speak of masks, and those that a model which draws no tokens cannot follow.
 
     Raises:
         ValueError: one is not as by default.
     """
+    draws = model_config.draws_tokens
+    meant = (*_MEANT, *(_MEANT_OF_DRAWS if draws else _MEANT_OF_MEANS))
     for name, default in DEFAULTS.items():
         value = getattr(config, name)
-        if name not in _MEANT_WITH_STAGGER and (value or None) != (default or None):  # a block length of 0 is off
+        if name in meant or (value or None) == (default or None):  # a block length of 0 is off
+            continue
+        if name in _MEANT_OF_DRAWS:
             raise ValueError(
-                f"`{name}` is {value!r}, which says how masks go, but this model of Gaussian diffusion "
-                f"has none: leave it out. `steps`, `sampler`, `order` and `temperature` are what it knows."
+                f"`{name}` is {value!r}, but this model of Gaussian diffusion clears all places at once, or predicts "
+                f"noise, and draws no tokens: leave it out, or train with a `stagger`."
             )
-        if not stagger and name not in _MEANT and value != default:
-            raise ValueError(
-                f"`{name}` is {value!r}, but this model was trained without `stagger`: all places become clear at "
-                f"once, and no token is drawn. Leave it out."
-            )
-    if stagger and config.order not in _ORDERS:
+        raise ValueError(
+            f"`{name}` is {value!r}, which says how masks go, but this model of Gaussian diffusion has none: leave it "
+            f"out. It knows {', '.join(meant)}."
+        )
+    if not draws and config.sampling not in (DEFAULTS["sampling"], "greedy"):
+        raise ValueError(
+            f"`sampling` is {config.sampling!r}, but this model of Gaussian diffusion draws no tokens: greedy is all "
+            f"that makes a difference."
+        )
+    if config.order not in _ORDERS:
         raise ValueError(
             f"`order` must be one of {', '.join(_ORDERS)} for a model of Gaussian diffusion, not {config.order!r}."
         )
@@ -78,16 +78,15 @@ def fill_by_denoising(
 ) -> Iterator[DenoisingStep]:
     """The steps that fill canvases `ids` `(B, L)` where `to_fill` `(B, L)` is True; -1 is beyond the end of a row.
 
-    Each step predicts the tokens and takes the places to their next noise level, without chance by DDIM or by a draw
-    of the posterior (`sampler="ddpm"`):
+    Each step predicts the tokens and takes the places to their next noise level, with the noise that they have by DDIM
+    or by a draw of the posterior (`sampler="ddpm"`):
 
     * of a model that was trained with `stagger`, one place after another, those of which the model is surest first
-      (`clearing.SurestFirst`; `order="random"`: as in training). Of a place that moves a token is drawn as
-      `sampling`, `temperature` and `top_p` say, and it moves towards its embedding. Of a place that goes alone such a
-      step draws from the model's own law, in however few steps. DDIM draws with the same number at every step, so that
-      chance is in the start alone.
+      (`clearing.SurestFirst`; `order="random"`, and always with a stagger below 1: as in training). Of a place that
+      moves a token is drawn as `sampling`, `temperature` and `top_p` say, anew in each step, and it moves towards its
+      embedding. A place that goes alone so follows the model's own law, in however few steps.
     * of any other model, all places at once, each towards the mean embedding under the model's distribution (at
-      `temperature`; the likeliest at 0 or with greedy sampling).
+      `temperature`; the likeliest at 0 or with greedy sampling), or towards what it predicts by itself.
 
     The tokens of a row are the likeliest of its last prediction. What is given is never noised. Chance depends on the
     key of the canvas and the place alone.
@@ -100,22 +99,22 @@ def fill_by_denoising(
         NonFiniteLogitsError: the model's logits are not finite.
     """
     stagger = model.config.stagger or 0.0
-    require_gaussian_settings(config, stagger)
+    require_gaussian_settings(config, model.config)
     if constraint is not None:
         raise ValueError("`constraints` need a masked model: embedding diffusion settles no token for good.")
     device, steps = ids.device, config.steps or DEFAULT_STEPS
     keys, attended, forbidden_ids = keys.to(device), ids.ne(_PADDING), forbidden_ids.to(device)
     read = ids.masked_fill(~attended, padding_id)
     clearing: SurestFirst | AsInTraining = AsInTraining(to_fill, keys, steps, stagger)
-    if stagger and config.order == "entropy":
+    if stagger >= 1 and config.order == "entropy":
         clearing = SurestFirst(to_fill, steps, stagger, end_id if config.defer_end else None)
-    move = _Move(model, config, stagger > 0)
+    move = _Move(model, config)
     z = row_noise(keys, ids.shape[1], model.config.embedding_dim)
     rows = torch.arange(len(ids), device=device)  # that are still being written
     previous: Tensor | None = None
     canvas, is_masked = ids.masked_fill(to_fill, mask_id), to_fill
     confidence = torch.full(ids.shape, torch.nan, device=device)
-    num_forwards = torch.zeros_like(rows)
+    num_forwards, finishing = torch.zeros_like(rows), torch.zeros_like(rows, dtype=torch.bool)
     for index in range(steps):
         times, noised = clearing.times[rows], to_fill[rows]
         here = model.schedule.log_snr(times)
@@ -129,9 +128,10 @@ def fill_by_denoising(
             guide_logits and partial(guide_logits, canvas[rows][of_row], position),
         ):
             if change:
-                logits[noised] = change(logits[noised]).float()
-        _require_finite(logits[noised])
-        is_last = times.eq(0).all(-1) | (index + 1 == steps)
+                before = logits[noised]
+                logits[noised] = change(before).float().masked_fill(before.isneginf(), -torch.inf)
+        log_probabilities(logits[noised])  # raises where there is nothing to choose from
+        is_last = times.eq(0).all(-1) | finishing[rows] | (index + 1 == steps)
         probability, token = torch.softmax(logits, -1).max(-1)
         was_masked, before, is_masked, canvas = is_masked, canvas, is_masked.clone(), canvas.clone()
         is_masked[rows] = noised & (probability < _SHOWN) & ~is_last[:, None]
@@ -147,29 +147,37 @@ def fill_by_denoising(
             is_masked=is_masked.clone(),
             num_forwards=num_forwards.clone(),
         )
-        if on_step is not None and on_step(step) is not None:
-            raise ValueError("`on_step` may only look on: embedding diffusion has no canvas that could be changed.")
+        if on_step is not None:
+            finishing |= _finishing(on_step(step), step)
         yield step
         goes_on = ~is_last
         if not bool(goes_on.any()):
             return
         rows, here, logits = rows[goes_on], here[goes_on], logits[goes_on]
         x0 = output.embedding[goes_on] if output.embedding is not None else None
-        clearing.advance(rows, torch.log_softmax(logits, -1))
+        clearing.advance(rows, logits)
         following = model.schedule.log_snr(clearing.times[rows])
         z[rows] = move(z[rows], logits, x0, here, following, keys[rows], index)
         previous = logits
 
 
+def _finishing(answer: Tensor | str | tuple[Tensor, Tensor] | None, step: DenoisingStep) -> Tensor | bool:
+    """Which rows end with the next step, `(B,)` bool, by what `on_step` answers."""
+    canvas, finish = answer if isinstance(answer, tuple) else (answer, None)
+    if isinstance(canvas, Tensor) and not torch.equal(canvas.to(step.canvas), step.canvas):
+        raise ValueError(
+            "`on_step` returned another canvas, but embedding diffusion has none that could be changed: return None "
+            "or 'finish'."
+        )
+    return finish.to(step.canvas.device) if finish is not None else isinstance(answer, str)
+
+
 class _Move:
-    """Takes noisy embeddings to their next levels.
+    """Takes noisy embeddings to their next levels: towards drawn tokens, or towards mean embeddings."""
 
-    Args:
-        draws (`bool`): whether to drawn tokens, not to mean embeddings.
-    """
-
-    def __init__(self, model: EmbeddingDiffusionModel, config: DiffusionGenerationConfig, draws: bool) -> None:
-        self.table, self.draws, self.is_ddpm = model.clean_embeddings(), draws, config.sampler == "ddpm"
+    def __init__(self, model: EmbeddingDiffusionModel, config: DiffusionGenerationConfig) -> None:
+        self.table, self.draws = model.clean_embeddings(), model.config.draws_tokens
+        self.is_ddpm = config.sampler == "ddpm"
         self.sampling = config.to_sampling()
         self.temperature = 0.0 if self.sampling.is_greedy else config.temperature
 
@@ -184,8 +192,8 @@ class _Move:
         """
         moves = following > here
         fresh = fold_in(keys, index + 1)
-        if x0 is None and self.draws:
-            u = uniform(fold_in(fresh if self.is_ddpm else keys, TOKEN_STREAM), z.shape[1])
+        if self.draws:
+            u = uniform(fold_in(fresh, TOKEN_STREAM), z.shape[1])
             x0 = torch.zeros_like(z)
             x0[moves] = self.table[self.sampling.choose(logits[moves], u[moves])]
         elif x0 is None:
@@ -201,8 +209,3 @@ def noised_rows(model: EmbeddingDiffusionModel, input_ids: Tensor, log_snr: Tens
     """Noisy embeddings of rows, `(B, L, d)`, at the levels `(B,)`: the forward process by itself, to look at."""
     clean = model.clean_embeddings()[input_ids]
     return add_noise(clean, row_noise(keys, input_ids.shape[1], clean.shape[-1]), log_snr)
-
-
-def _require_finite(logits: Tensor) -> None:
-    if bool(torch.isnan(logits).any()):
-        raise NonFiniteLogitsError("The model's logits are not finite (NaN). Go back to an earlier checkpoint.")

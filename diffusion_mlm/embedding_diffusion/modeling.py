@@ -113,6 +113,11 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def draws_tokens(self) -> bool:
+        """Whether generation draws tokens, not just means: places clear one by one, and tokens are predicted."""
+        return bool(self.stagger) and self.objective == "cross_entropy"
+
+    @property
     def max_position_embeddings(self) -> int | None:
         """That of the encoder: how long a row may be, see `modeling.context_length`."""
         return (self.encoder or {}).get("max_position_embeddings")

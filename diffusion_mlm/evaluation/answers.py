@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..canvas import closing_ids, start_ids, training_facts
+from ..canvas import closing_ids, is_gaussian, start_ids, training_facts
 from ..continuation import Continuation, make_continuations
 from ..denoising_step import DenoisingStep
 from ..filling import fill_canvases
@@ -88,7 +88,7 @@ def _write(
         After every step, how many of the new tokens of the batch are visible or will not be asked for.
     """
     end_id = end_token_id(tokenizer) if training_facts(model).get("generates_end") else None
-    keeps = config.remask == "none"  # what is revealed stays
+    keeps = config.remask == "none" and not is_gaussian(model)  # what is revealed stays
     while going := [text for text in batch if not text.is_done]:
         canvases, new = zip(*[text.next_window() for text in going], strict=True)
         answers = [_GrowingAnswer(tokenizer, text.new_ids, place) for text, place in zip(going, new, strict=True)]
