@@ -52,10 +52,10 @@ def test_ends_wait_for_words_when_many_must_begin():
 
 def test_sure_places_on_their_way_hold_up_no_independent_ones():
     unsure, other, sure = [1.0, 1, 0, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]
-    said = torch.log(torch.tensor([[unsure, *[sure] * 6, other]]))
-    clearing = SurestFirst(torch.ones(1, 8, dtype=torch.bool), 40, 5.0, None)
-    sure_first = torch.log(torch.tensor([[[1.0] * 5, *[sure] * 6, [1.0] * 5]]))
-    clearing.advance(torch.tensor([0]), sure_first)  # one that is unsure begins too
-    said[0, clearing.times[0] < 1] = torch.log(torch.tensor(sure))
+    clearing = SurestFirst(torch.ones(1, 13, dtype=torch.bool), 40, 5.0, None)
+    said = torch.log(torch.tensor([[unsure, *[sure] * 6, unsure, *[sure] * 4, [2.0, 1, 0, 0, 0]]]))
+    clearing.advance(torch.tensor([0]), said)
+    assert (clearing.times < 1).logical_not().nonzero()[:, 1].tolist() == [0, 7]
+    said[0, 7], said[0, 12] = torch.log(torch.tensor([other, sure]))
     clearing.advance(torch.tensor([0]), said)
     assert (clearing.times < 1).all()
