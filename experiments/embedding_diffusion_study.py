@@ -290,7 +290,7 @@ def measure_writing(model: Any, tokenizer: Any, args: StudyArguments, report: di
     tokenized = story_language.sample_ids(args.num_eval, HELD_OUT_SEED + 1)
     is_noised = tokenized.ne(tokenizer.bos_token_id)
     trained = model.noise_knots.clone()
-    fit_noise_schedule(model, tokenized, is_noised, draws=128)  # few places lose their noise at once
+    fit_noise_schedule(model, tokenized, is_noised)
     for forwards in args.forwards:
         report["writing"].setdefault("DDIM, fitted levels", []).append(
             write_stories(model, tokenizer, args, steps=forwards, sampler="ddim")

@@ -133,7 +133,7 @@ def unigram_entropy(tokens: Sequence[Any]) -> float:
 
 @torch.no_grad()
 def fit_noise_schedule(
-    model: EmbeddingDiffusionModel, input_ids: Tensor, is_noised: Tensor, draws: int = 64, seed: int = 0
+    model: EmbeddingDiffusionModel, input_ids: Tensor, is_noised: Tensor, draws: int = 128, seed: int = 0
 ) -> None:
     """Gives the model the schedule that `NoiseWarp` makes of what the model, with context, knows of these rows.
 
