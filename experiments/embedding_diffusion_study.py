@@ -61,7 +61,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "literal_small": {**LITERAL, "embedding_std": 0.02},
     "d32": {"embedding_dim": 32},
     "d8": {"embedding_dim": 8},
-    "no_self_conditioning": {"self_conditioning": 0.0},
+    "self_conditioned": {"self_conditioning": 0.5},
     "informative": {"noise_schedule": "informative"},
     "sqrt": {"noise_schedule": "sqrt"},
     "scratch": {},

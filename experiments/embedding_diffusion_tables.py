@@ -127,6 +127,7 @@ def picture(arms: Arms, output: str) -> None:
             left.plot(curve["log_snr"], curve["cross_entropy"], label=name, linewidth=2, **look)
             left.plot(curve["log_snr"], curve["lookup_cross_entropy"], linewidth=0.8, **look)
         for points in list(arm.get("writing", {}).values())[:1]:
+            points = sorted(points, key=steps_of)
             x, y = [steps_of(point) for point in points], [100 * point["valid_share"] for point in points]
             ends = [[100 * end for end in point["valid_interval"]] for point in points]
             errors = [

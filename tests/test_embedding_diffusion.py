@@ -66,7 +66,7 @@ def encoder_settings(dropout=0.0):
 
 
 def tiny_model(dropout=0.0, seed=0, **settings):
-    settings = {"embedding_dim": 8, **settings}
+    settings = {"embedding_dim": 8, "self_conditioning": 0.5, **settings}
     return build_embedding_diffusion(EmbeddingDiffusionConfig(encoder=encoder_settings(dropout), **settings), seed)
 
 
@@ -271,7 +271,7 @@ def test_a_model_that_was_saved_writes_the_same(tmp_path, counts, settings):
         ({"embedding_dim": 0}, "embedding_dim"),
         ({"self_conditioning": 1.5}, "self_conditioning"),
         ({"stagger": -1.0}, "stagger"),
-        ({"objective": "eps_mse"}, "self_conditioning"),
+        ({"objective": "eps_mse", "self_conditioning": 0.5}, "self_conditioning"),
         ({"objective": "eps_mse", "self_conditioning": 0, "noise_schedule": "warped"}, "noise_schedule"),
     ],
 )

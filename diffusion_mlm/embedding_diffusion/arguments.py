@@ -40,11 +40,13 @@ class GaussianArguments:
             "choices": ["cross_entropy", "eps_mse"],
         },
     )
-    self_conditioning: float = field(
-        default=0.5,
-        metadata={"help": "Of --process gaussian: share of rows that see a first prediction of their own."},
+    self_conditioning: float | None = field(
+        default=None,
+        metadata={
+            "help": "Of --process gaussian: share of rows that see a first prediction of their own. Default: 0.5; of "
+            "eps_mse and with --stagger, which writes without one, 0."
+        },
     )
-
     stagger: float | None = field(
         default=None,
         metadata={
@@ -62,7 +64,7 @@ class GaussianArguments:
                 raise ValueError(f"`--{of.name.replace('_', '-')}` belongs to `--process gaussian`: add that.")
         if self.embedding_dim is not None and self.embedding_dim < 1:
             raise ValueError(f"`--embedding-dim` must be at least 1, not {self.embedding_dim}.")
-        if not 0 <= self.self_conditioning <= 1:
+        if self.self_conditioning is not None and not 0 <= self.self_conditioning <= 1:
             raise ValueError(f"`--self-conditioning` must lie in [0, 1], not {self.self_conditioning}.")
         if self.noise_objective == "eps_mse" and self.noise_schedule == "warped":
             raise ValueError(

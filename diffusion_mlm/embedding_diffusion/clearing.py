@@ -11,7 +11,6 @@ from .noise import sampling_times, staggered_times
 
 _SURE = 0.05  # entropy in nats: that of `adaptive="independent"`, see `unmasking.AdaptiveCount`
 _LAST = 1e6  # less than any entropy
-_SLACK = 2 / 3  # share of the steps that the windows of a row would take, were they as many as in training
 
 
 class AsInTraining:
@@ -38,24 +37,25 @@ class AsInTraining:
 
 
 class SurestFirst:
-    """Noise leaves a place when the model is sure of its token; of the others one goes at a time.
+    """Noise leaves those places of which the model is sure; of the others one at a time.
 
-    A place that begins is clear after a window of as many steps as there are for each. In every step there begin all
-    of which the model is sure, and once it is sure of all that are on their way, the surest of the rest, together with
-    those that do not depend on it (`unmasking.take_independent`). No more may wait than `cos(pi t / 2)` of the
-    places when a share t of the steps at which one may begin has gone: what a cosine schedule of masks would have
-    revealed has begun in any case. A text of sure words is done before its steps are.
+    When all places that have begun are clear, there begin all of which the model is sure, the surest of the rest, and
+    those that do not depend on it (`unmasking.take_independent`). No more may wait than `cos(pi t / 2)` of the places
+    when a share t of the steps at which one may begin has gone: what a cosine schedule of masks would have revealed
+    has begun in any case. A text of sure words is done before its steps are.
+
+    (What hangs on a token is begun when that is clear, not when the model is sure of it on its way: of stories in 128
+    steps, windows of 2, the grammar took 76 % so and 68 % the other way.)
 
     Args:
-        to_fill (`torch.BoolTensor` of shape `(B, L)`), steps (`int`), stagger (`float`): windows are 2 / 3 of
-            `steps / (1 + stagger)` long, and at least one step.
+        to_fill (`torch.BoolTensor` of shape `(B, L)`), steps (`int`): see above.
+        window (`int`): after so many steps a place that begins is clear.
         deferred_id (`int`, *optional*): where this token is the likeliest, a place waits while there are others.
     """
 
-    def __init__(self, to_fill: Tensor, steps: int, stagger: float, deferred_id: int | None) -> None:
-        self._window = max(int(_SLACK * steps / (1 + stagger)), 1)
-        self._starts, self._index, self._deferred_id = steps - self._window, 0, deferred_id
-        self._age = torch.zeros_like(to_fill, dtype=torch.int64).masked_fill(~to_fill, self._window)
+    def __init__(self, to_fill: Tensor, steps: int, window: int, deferred_id: int | None) -> None:
+        self._window, self._starts, self._index, self._deferred_id = window, steps - window, 0, deferred_id
+        self._age = torch.zeros_like(to_fill, dtype=torch.int64).masked_fill(~to_fill, window)
         self._num_places = to_fill.sum(-1)
 
     @property
@@ -74,20 +74,19 @@ class SurestFirst:
         waits, moves = age == 0, (age > 0) & (age < self._window)
         self._index += 1
         if bool(waits.any()):
-            log_probs = log_probabilities(logits[waits | moves])
-            surest = torch.zeros(age.shape, dtype=torch.float64, device=age.device)
-            surest[waits | moves] = position_scores("entropy", log_probs).double()  # the entropy with a minus
-            words, waiting = waits, log_probs[waits[waits | moves]]
-            if self._deferred_id is not None:
-                words = waits.clone()
-                words[waits] = waiting.argmax(-1).ne(self._deferred_id)
-            among = torch.where(words.any(-1, keepdim=True), words, waits)
-            begins = take_independent(surest, among, waits, waiting[among[waits]], _SURE)
-            is_open = (moves & (surest < -_SURE)).any(-1, keepdim=True)
-            begins &= (surest >= -_SURE) | ~is_open
-            share = min(self._index / max(self._starts, 1), 1.0)
-            most = (self._num_places[rows] * math.cos(math.pi / 2 * share) + 1e-6).long()
-            missing = (waits.sum(-1) - begins.sum(-1) - most).clamp(min=0)
-            begins |= take_highest(surest.where(words, surest - _LAST), waits & ~begins, missing)
-            moves = moves | begins
+            moves = moves | self._begins(rows, waits, moves.any(-1), log_probabilities(logits[waits]))
         self._age[rows] = age + moves.long()
+
+    def _begins(self, rows: Tensor, waits: Tensor, is_moving: Tensor, log_probs: Tensor) -> Tensor:
+        surest = torch.zeros(waits.shape, dtype=torch.float64, device=waits.device)
+        surest[waits] = position_scores("entropy", log_probs).double()  # the entropy with a minus
+        words = waits
+        if self._deferred_id is not None:
+            words = waits.clone()
+            words[waits] = log_probs.argmax(-1).ne(self._deferred_id)
+        among = torch.where(words.any(-1, keepdim=True), words, waits)
+        begins = take_independent(surest, among, waits, log_probs[among[waits]], _SURE) & ~is_moving[:, None]
+        share = min(self._index / max(self._starts, 1), 1.0)
+        most = (self._num_places[rows] * math.cos(math.pi / 2 * share) + 1e-6).long()
+        missing = (waits.sum(-1) - begins.sum(-1) - most).clamp(min=0)
+        return begins | take_highest(surest.where(words, surest - _LAST), waits & ~begins, missing)

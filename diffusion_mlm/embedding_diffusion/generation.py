@@ -83,8 +83,11 @@ def fill_by_denoising(
 
     * of a model that was trained with `stagger`, one place after another, those of which the model is surest first
       (`clearing.SurestFirst`; `order="random"`, and always with a stagger below 1: as in training). Of a place that
-      moves a token is drawn as `sampling`, `temperature` and `top_p` say, anew in each step, and it moves towards its
-      embedding. A place that goes alone so follows the model's own law, in however few steps.
+      moves a token is drawn as `sampling`, `temperature` and `top_p` say, and it moves towards the token's embedding.
+      By DDIM the token is drawn when a place begins, which is clear in the next step (in the order of training: after
+      its window). By DDPM it is drawn anew in each step, over half as many steps as a window has in training. A place
+      that goes alone so follows the model's own law, in however few steps. There is no self-conditioning: a draw is
+      news that the prediction before lacks.
     * of any other model, all places at once, each towards the mean embedding under the model's distribution (at
       `temperature`; the likeliest at 0 or with greedy sampling), or towards what it predicts by itself.
 
@@ -107,8 +110,10 @@ def fill_by_denoising(
     read = ids.masked_fill(~attended, padding_id)
     clearing: SurestFirst | AsInTraining = AsInTraining(to_fill, keys, steps, stagger)
     if stagger >= 1 and config.order == "entropy":
-        clearing = SurestFirst(to_fill, steps, stagger, end_id if config.defer_end else None)
-    move = _Move(model, config)
+        # DDIM keeps token and noise, so that nothing happens on the way of a place: it is clear one step later.
+        window = max(int(steps / (1 + stagger) / 2), 1) if config.sampler == "ddpm" else 1
+        clearing = SurestFirst(to_fill, steps, window, end_id if config.defer_end else None)
+    move = _Move(model, config, keys, ids.shape[1])
     z = row_noise(keys, ids.shape[1], model.config.embedding_dim)
     rows = torch.arange(len(ids), device=device)  # that are still being written
     previous: Tensor | None = None
@@ -157,8 +162,8 @@ def fill_by_denoising(
         x0 = output.embedding[goes_on] if output.embedding is not None else None
         clearing.advance(rows, logits)
         following = model.schedule.log_snr(clearing.times[rows])
-        z[rows] = move(z[rows], logits, x0, here, following, keys[rows], index)
-        previous = logits
+        z[rows] = move(z[rows], logits, x0, times[goes_on].eq(1), here, following, rows, index)
+        previous = None if model.config.draws_tokens else logits
 
 
 def _finishing(answer: Tensor | str | tuple[Tensor, Tensor] | None, step: DenoisingStep) -> Tensor | bool:
@@ -175,27 +180,41 @@ def _finishing(answer: Tensor | str | tuple[Tensor, Tensor] | None, step: Denois
 class _Move:
     """Takes noisy embeddings to their next levels: towards drawn tokens, or towards mean embeddings."""
 
-    def __init__(self, model: EmbeddingDiffusionModel, config: DiffusionGenerationConfig) -> None:
-        self.table, self.draws = model.clean_embeddings(), model.config.draws_tokens
-        self.is_ddpm = config.sampler == "ddpm"
-        self.sampling = config.to_sampling()
+    def __init__(
+        self, model: EmbeddingDiffusionModel, config: DiffusionGenerationConfig, keys: Tensor, length: int
+    ) -> None:
+        self.table, self.draws, self.keys = model.clean_embeddings(), model.config.draws_tokens, keys
+        self.sampling, self.is_ddpm = config.to_sampling(), config.sampler == "ddpm"
         self.temperature = 0.0 if self.sampling.is_greedy else config.temperature
+        self.tokens = torch.zeros(len(keys), length, dtype=torch.int64, device=keys.device)
 
     def __call__(
-        self, z: Tensor, logits: Tensor, x0: Tensor | None, here: Tensor, following: Tensor, keys: Tensor, index: int
+        self,
+        z: Tensor,
+        logits: Tensor,
+        x0: Tensor | None,
+        waits: Tensor,
+        here: Tensor,
+        following: Tensor,
+        rows: Tensor,
+        index: int,
     ) -> Tensor:
         """Rows `z` `(A, L, d)` from the levels `here` to `following`, `(A, L)`, in step `index`.
 
         Args:
             logits (`torch.Tensor` of shape `(A, L, V)`); x0 (`torch.Tensor` of shape `(A, L, d)`, *optional*): what
                 the model predicts in place of the mean under them.
+            waits (`torch.BoolTensor` of shape `(A, L)`): places that are noise; rows (`torch.Tensor` of shape `(A,)`).
         """
         moves = following > here
-        fresh = fold_in(keys, index + 1)
+        fresh = fold_in(self.keys[rows], index + 1)
         if self.draws:
             u = uniform(fold_in(fresh, TOKEN_STREAM), z.shape[1])
-            x0 = torch.zeros_like(z)
-            x0[moves] = self.table[self.sampling.choose(logits[moves], u[moves])]
+            drawn = moves if self.is_ddpm else moves & waits
+            tokens = self.tokens[rows]
+            tokens[drawn] = self.sampling.choose(logits[drawn], u[drawn])
+            self.tokens[rows] = tokens
+            x0 = self.table[tokens]
         elif x0 is None:
             x0 = expected_embedding(logits, self.table, self.temperature)
         if self.is_ddpm:

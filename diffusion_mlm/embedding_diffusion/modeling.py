@@ -46,8 +46,9 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         noise_schedule (`str`, *optional*): `informative`, made for the vocabulary at hand, which is what the noise of
             a place tells by itself; `warped`, which follows what the model learns; `cosine` or `sqrt`. Default:
             informative; without stagger warped; of eps_mse cosine.
-        self_conditioning (`float`): share of the training rows that see a first prediction of their own; above 0,
-            sampling feeds each prediction to the next step (Analog Bits, arXiv:2208.04202, section 3.2).
+        self_conditioning (`float`, *optional*): share of the training rows that see a first prediction of their own;
+            above 0, sampling feeds each prediction to the next step where all places go at once (Analog Bits,
+            arXiv:2208.04202, section 3.2). Default: 0.5; with stagger, and of eps_mse, 0.
         mask_token_id (`int`, *optional*): the word that is read where a noisy embedding says nothing; without one it
             is the mean of all words.
         adds_unigram (`bool`): whether the unigram law is added to the logits. That of a masked language model that was
@@ -69,7 +70,7 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
     embedding_std: float = 1.0
     objective: str = "cross_entropy"
     noise_schedule: str | None = None
-    self_conditioning: float = 0.5
+    self_conditioning: float | None = None
     stagger: float | None = None
     mask_token_id: int | None = None
     adds_unigram: bool = True
@@ -89,6 +90,8 @@ class EmbeddingDiffusionConfig(PreTrainedConfig):
         predicts_noise = self.objective == "eps_mse"
         if self.stagger is None:
             self.stagger = 0.0 if predicts_noise else 20.0
+        if self.self_conditioning is None:
+            self.self_conditioning = 0.0 if predicts_noise or self.stagger else 0.5
         if self.noise_schedule is None:
             self.noise_schedule = "cosine" if predicts_noise else "informative" if self.stagger else "warped"
         for name, choices in (("objective", OBJECTIVES), ("noise_schedule", NOISE_SCHEDULES)):

@@ -110,7 +110,9 @@ class EmbeddingDiffusionTrainer(DiffusionTrainer):
         times = staggered_times(t, is_noised, keys, config.stagger or 0.0)
         batch["log_snr"] = self._gaussian.schedule.log_snr(times)
         batch["noise"] = row_noise(keys, input_ids.shape[1], config.embedding_dim)
-        batch["self_condition"] = uniform(fold_in(keys, SELF_CONDITION_STREAM), 1)[:, 0] < config.self_conditioning
+        batch["self_condition"] = uniform(fold_in(keys, SELF_CONDITION_STREAM), 1)[:, 0] < (
+            config.self_conditioning or 0.0
+        )
         return corrupted
 
     def _score(
