@@ -168,7 +168,7 @@ def test_settings_that_count_as_the_same_write_the_same(
         written = generate(tiny_roberta, story_tokenizer, "", config, seed=3).texts
         num_same += _effect(config, 6) in texts
         assert texts.setdefault(_effect(config, 6), written) == written, setting
-    assert (num_same, len(texts)) == (10, 20) and len({tuple(written) for written in texts.values()}) > 10
+    assert (num_same, len(texts)) == (10, 20) and len({tuple(written) for written in texts.values()}) > 5
 
 
 def test_names_leave_out_what_all_have_in_common() -> None:
