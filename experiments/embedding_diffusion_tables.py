@@ -115,7 +115,7 @@ def picture(arms: Arms, output: str) -> None:
     """Cross-entropy by noise level beside the lookup, and valid stories by forwards."""
     figure = new_figure(
         "Continuous diffusion on the stories",
-        "Left: thin lines know no context. Right: 95 % intervals; DDIM where the arm has it.",
+        "Left: thin lines know no context. Right: 95 % intervals; the best sampler of each.",
         11.5,
         4.4,
     )
@@ -126,8 +126,9 @@ def picture(arms: Arms, output: str) -> None:
             curve = arm["curve"]
             left.plot(curve["log_snr"], curve["cross_entropy"], label=name, linewidth=2, **look)
             left.plot(curve["log_snr"], curve["lookup_cross_entropy"], linewidth=0.8, **look)
-        for points in list(arm.get("writing", {}).values())[:1]:
-            points = sorted(points, key=steps_of)
+        if "writing" in arm:
+            best = max(arm["writing"].values(), key=lambda points: sum(point["valid_share"] for point in points))
+            points = sorted(best, key=steps_of)
             x, y = [steps_of(point) for point in points], [100 * point["valid_share"] for point in points]
             ends = [[100 * end for end in point["valid_interval"]] for point in points]
             errors = [
@@ -137,7 +138,7 @@ def picture(arms: Arms, output: str) -> None:
             right.errorbar(x, y, yerr=errors, label=name, linewidth=2, capsize=2, **look)
     tidy(left, "cross-entropy of held-out stories", "log-SNR   (left: noise, right: clear)", "nats per token")
     left.set_ylim(0, 5)
-    tidy(right, "stories that the grammar accepts", "forwards", "%")
+    tidy(right, "stories that the grammar accepts", "forwards at most", "%")
     right.set_xscale("log", base=2)
     right.set_ylim(0, 101)
     for panel in (left, right):
