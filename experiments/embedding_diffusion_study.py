@@ -283,9 +283,9 @@ def measure_writing(model: Any, tokenizer: Any, args: StudyArguments, report: di
                 write_stories(model, tokenizer, args, steps=forwards, **settings)
             )
             keep()
-    if args.arm == "masked" or args.arm.startswith("literal") or model.config.stagger:
+    if args.arm == "masked" or args.arm.startswith("literal"):
         return
-    if model.config.noise_schedule == "warped":  # fitted by training itself
+    if model.config.stagger or model.config.noise_schedule == "warped":  # one step a place; fitted by training
         return
     tokenized = story_language.sample_ids(args.num_eval, HELD_OUT_SEED + 1)
     is_noised = tokenized.ne(tokenizer.bos_token_id)

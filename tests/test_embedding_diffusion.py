@@ -460,9 +460,9 @@ def test_guidance_brings_no_token_back_that_is_forbidden(trained_a_little):
     assert not set(sample.token_ids) & {0, 1, 3, 4}
 
 
-@pytest.mark.parametrize("steps", [2, 64])  # windows of one step, and of two
+@pytest.mark.parametrize("order, steps", [("entropy", 2), ("entropy", 90), ("random", 60)])  # windows of 1, 2, 2 steps
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_without_context_tokens_follow_the_unigram_law_in_few_steps(model, sampler, steps):
+def test_without_context_tokens_follow_the_unigram_law_in_few_steps(model, sampler, order, steps):
     num_rows, length, words = 300, 6, torch.arange(10, 13)
     counts = torch.zeros(len(TOKENIZER))
     counts[words] = torch.tensor([6.0, 3.0, 1.0])
@@ -471,7 +471,7 @@ def test_without_context_tokens_follow_the_unigram_law_in_few_steps(model, sampl
         model,
         torch.zeros(num_rows, length, dtype=torch.int64),
         torch.ones(num_rows, length, dtype=torch.bool),
-        DiffusionGenerationConfig(steps=steps, sampler=sampler, top_p=1.0),
+        DiffusionGenerationConfig(steps=steps, sampler=sampler, order=order, top_p=1.0),
         mask_id=TOKENIZER.mask_token_id,
         padding_id=1,
         keys=torch.arange(num_rows),
@@ -707,19 +707,16 @@ def test_the_schedule_follows_training_and_does_not_depend_on_accumulation(tmp_p
 
 
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_weights(tmp_path, quick_to_warp):
-    unbroken = train(
-        tmp_path / "a", model=tiny_model(dropout=0.1, noise_schedule="warped"), eval_strategy="steps", eval_steps=1
-    )
-    train(tmp_path / "b", stop_at=2, model=tiny_model(dropout=0.1, noise_schedule="warped"))
-    resumed = train(tmp_path / "b", resume_from=True, model=tiny_model(dropout=0.1, noise_schedule="warped"))
+    def fresh():
+        return tiny_model(dropout=0.1, noise_schedule="warped")
+
+    unbroken = train(tmp_path / "a", model=fresh(), eval_strategy="steps", eval_steps=1)
+    train(tmp_path / "b", stop_at=2, model=fresh())
+    resumed = train(tmp_path / "b", resume_from=True, model=fresh())
     assert digest(resumed) == digest(unbroken)
-    assert not torch.equal(resumed.model.noise_knots, tiny_model(noise_schedule="warped").noise_knots)
-    train(
-        tmp_path / "c", stop_at=4, model=tiny_model(dropout=0.1, noise_schedule="warped")
-    )  # killed after its last step was saved
-    assert digest(
-        train(tmp_path / "c", resume_from=True, model=tiny_model(dropout=0.1, noise_schedule="warped"))
-    ) == digest(unbroken)
+    assert not torch.equal(resumed.model.noise_knots, fresh().noise_knots)
+    train(tmp_path / "c", stop_at=4, model=fresh())  # killed after its last step was saved
+    assert digest(train(tmp_path / "c", resume_from=True, model=fresh())) == digest(unbroken)
     torch.testing.assert_close(
         unbroken.model.clean_embeddings().norm(dim=-1), torch.full((len(TOKENIZER),), math.sqrt(8.0))
     )
