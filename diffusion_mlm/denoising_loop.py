@@ -1,4 +1,7 @@
-"""The loop behind `denoising.denoise`: one step after another on a batch of rows, each by its own plan."""
+"""The loop behind `denoising.denoise`: one step after another on a batch of rows, each by its own plan.
+
+All that the loop knows lies where the canvas lies; only what is read from logits comes from where they are.
+"""
 
 import math
 from collections.abc import Iterator
@@ -9,12 +12,14 @@ import torch
 from torch import Tensor
 
 from .denoising_step import Constraint, DenoisingStep, EditLogits, GuideLogits, OnStep, PredictLogits
-from .randomness import fold_in, gumbel, uniform
-from .reading import Reading, draw_tokens, read_distributions
+from .denoising_work import NOISE_STREAM, ORDER_STREAM, REMASK_STREAM, Work
+from .randomness import fold_in, gumbel
+from .reading import Reading, read_distributions
 from .remasking import Remasking
 from .repetition import Repetition
 from .reveal_plan import RevealPlan
 from .sampling import Sampling, forbid, guide, log_probabilities
+from .token_drawing import TokenDrawing
 from .unmasking import (
     ORDERS_BEFORE_LOGITS,
     AdaptiveCount,
@@ -23,34 +28,6 @@ from .unmasking import (
     take_independent,
     take_spread,
 )
-
-# Every use of chance inside a step has a stream of its own, so that switching one on does not move the others.
-_TOKEN, _ORDER, _NOISE, _REMASK = range(4)
-
-
-@dataclass
-class _Work:
-    """The A rows that one step works on, and where: tensors are `(A, ...)`."""
-
-    index: int
-    rows: Tensor
-    canvas: Tensor
-    masked: Tensor  # all that is masked
-    fill: Tensor  # the generated positions of the block that the step works on
-    num_visible: Tensor  # how many of them shall be visible after the step
-    t: Tensor
-    keys: Tensor
-    is_rest: Tensor  # whether the step reveals all that is left in the row
-
-    @property
-    def open(self) -> Tensor:
-        """The masked positions of the block."""
-        return self.fill & self.masked
-
-    @property
-    def visible(self) -> Tensor:
-        """The revealed positions of the block."""
-        return self.fill & ~self.masked
 
 
 @dataclass
@@ -97,6 +74,9 @@ class DenoisingLoop:
         self.restricts_end = self.end_id is not None and self.may_end is not None and not bool(self.may_end.all())
         ends = self.forbidden.new_tensor([] if self.end_id is None else [self.end_id])
         self.no_text = torch.cat([self.forbidden, ends])
+        self.drawing = TokenDrawing(
+            self.sampling, self.repetition, self.guide_logits, self.constraint, self.to_fill.sum(-1), self.no_text
+        )
 
     @torch.no_grad()
     def run(self) -> Iterator[DenoisingStep]:
@@ -110,7 +90,7 @@ class DenoisingLoop:
         if self.final_pass and made and bool(self._to_predict_again().any()):
             yield self._predict_again(made)
 
-    def _begin(self, index: int) -> _Work | None:
+    def _begin(self, index: int) -> Work | None:
         """The rows that are not yet done, and what the plan says of them.
 
         All that is left of a row comes at once if `on_step` said "finish", or masked it again after the plan.
@@ -131,7 +111,7 @@ class DenoisingLoop:
         if len(rows) == 0:
             return None
         fill = torch.where(rest.unsqueeze(-1), self.to_fill, fill)
-        return _Work(
+        return Work(
             index=index,
             rows=rows,
             canvas=self.canvas[rows],
@@ -143,10 +123,10 @@ class DenoisingLoop:
             is_rest=rest[rows],
         )
 
-    def _step(self, work: _Work, made: int) -> DenoisingStep:
+    def _step(self, work: Work, made: int) -> DenoisingStep:
         # 1. Which visible positions return to mask, and how many masked ones come out to keep to the plan.
         sure = self.confidence[work.rows]
-        keys = fold_in(work.keys, _REMASK) if self.remasking.revises else work.keys
+        keys = fold_in(work.keys, REMASK_STREAM) if self.remasking.revises else work.keys
         remasked = self.remasking.select(work.fill, work.open, work.num_visible, sure, work.t, keys)
         counts = work.num_visible - (work.visible & ~remasked).sum(-1)  # (A,)
 
@@ -154,13 +134,13 @@ class DenoisingLoop:
         looks = self.adaptive is not None or self.draws_first
         needed = work.open if looks else work.open & (counts > 0).unsqueeze(-1)
         if self.order in ORDERS_BEFORE_LOGITS:
-            scores = scores_before_logits(self.order, fold_in(work.keys, _ORDER), self.canvas.shape[1])
+            scores = scores_before_logits(self.order, fold_in(work.keys, ORDER_STREAM), self.canvas.shape[1])
             if not looks:
                 needed = take_spread(scores, needed, counts, self.min_gap)
         logits = self._logits(work, needed)  # (N, V), N = needed.sum()
 
         # 3. Choose the positions, before any token is drawn unless asked otherwise.
-        drawn = self._draw(work, needed, logits) if self.draws_first else None
+        drawn = self.drawing.draw(work, needed, logits) if self.draws_first else None
         looks_at = self.order if drawn is None and self.order not in ORDERS_BEFORE_LOGITS else None
         reading = read_distributions(logits, looks_at, self.adaptive, self.deferred_id)
         if looks_at is not None:
@@ -177,9 +157,9 @@ class DenoisingLoop:
             reveal = take_spread(scores, needed, counts, self.min_gap)
 
         # 4. Draw the tokens there.
-        chosen = reveal[needed]  # (N,): the rows of logits that belong to revealed positions
+        chosen = reveal[needed].nonzero().squeeze(-1)  # (n,): the rows of logits that belong to revealed positions
         if drawn is None:
-            tokens, log_prob = self._draw(work, reveal, logits[chosen])
+            tokens, log_prob = self.drawing.draw(work, reveal, logits, chosen.to(logits.device), reading.likeliest)
         else:
             tokens, log_prob = drawn[0][chosen], drawn[1][chosen]
 
@@ -214,7 +194,7 @@ class DenoisingLoop:
         again = self._to_predict_again()
         rows = again.any(-1).nonzero().squeeze(-1)
         needed, nothing = again[rows], torch.zeros_like(again[rows])
-        work = _Work(
+        work = Work(
             index=made,
             rows=rows,
             canvas=self.canvas[rows],
@@ -228,7 +208,8 @@ class DenoisingLoop:
         logits = forbid(self._logits(work, needed), self.no_text)  # where a text ends is settled
         log_prob, tokens = log_probabilities(logits).max(-1)
         self.canvas, self.confidence = self.canvas.clone(), self.confidence.clone()
-        self.canvas[again], self.confidence[again] = tokens, log_prob.double().exp().float()
+        self.canvas[again] = tokens.to(again.device)
+        self.confidence[again] = log_prob.double().exp().float().to(again.device)
         self.num_forwards[rows] += 1 + self.guided[rows].long()
         return DenoisingStep(
             index=made,
@@ -240,7 +221,7 @@ class DenoisingLoop:
             num_forwards=self.num_forwards.clone(),
         )
 
-    def _logits(self, work: _Work, needed: Tensor) -> Tensor:
+    def _logits(self, work: Work, needed: Tensor) -> Tensor:
         """Logits of the positions `needed`, in row-major order, with all that may not be generated at -inf.
 
         In the dtype of the model: what is read from them is read in float32, some rows at a time.
@@ -257,12 +238,13 @@ class DenoisingLoop:
         if self.repetition.penalty != 1 or self.edit_logits is not None:
             row, logits = needed.nonzero()[:, 0], logits.float()
             if self.repetition.penalty != 1:
-                logits = self.repetition.penalize(logits, self._text(work)[row])
+                logits = self.repetition.penalize(logits, self.drawing.text(work)[row])
             if self.edit_logits is not None:
-                logits = forbid(self.edit_logits(work.canvas[row], logits).float(), self.forbidden)
+                canvas = work.canvas[row].to(logits.device)
+                logits = forbid(self.edit_logits(canvas, logits).float(), self.forbidden)
         if self.restricts_end:
             logits[~cast(Tensor, self.may_end)[work.rows][needed], self.end_id] = -math.inf
-        return self._restrict(work, needed, logits)
+        return self.drawing.restrict(work, needed, logits)
 
     def _predict(self, canvas: Tensor, needed: Tensor) -> Tensor:
         """The model's logits, `(N, V)`, with forbidden ids at -inf."""
@@ -273,101 +255,22 @@ class DenoisingLoop:
         if self.vocab_size == 0:
             self.vocab_size = logits.shape[-1]
             self.forbidden = self.forbidden[(self.forbidden >= 0) & (self.forbidden < self.vocab_size)]
+            self.forbidden = self.forbidden.to(logits.device)
         return logits.index_fill_(-1, self.forbidden, -math.inf)
 
-    def _text(self, work: _Work) -> Tensor:
-        """The canvases with -1 for what is no token of a text."""
-        return work.canvas.masked_fill(work.masked | torch.isin(work.canvas, self.no_text), -1)
-
-    def _restrict(self, work: _Work, wanted: Tensor, logits: Tensor) -> Tensor:
-        """Logits of the masked positions `wanted`, with what may not follow from the canvas as it stands at -inf."""
-        if self.constraint is not None:
-            allowed = [
-                self.constraint.allowed(row, canvas, masked)[wanted[masked]]
-                for row, canvas, masked, wanted in zip(
-                    work.rows.tolist(), work.canvas, work.masked, wanted, strict=True
-                )
-                if bool(wanted.any())
-            ]
-            logits = logits.masked_fill(~torch.cat(allowed).to(logits.device), -math.inf)
-        if self.repetition.bans:
-            row, position = wanted.nonzero().unbind(-1)
-            logits = self.repetition.ban(logits, self._text(work)[row], position)
-        return logits
-
-    def _draw(self, work: _Work, reveal: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """A token for each position of `reveal` from its logits, (N, V), and its log-probability there: (N,) each.
-
-        The log-probability is neither tempered nor truncated, nor does it know of guidance or tokens drawn before.
-        """
-        alone = self.guide_logits is None and self.constraint is None and not self.repetition.bans
-        if alone and self.sampling.is_greedy:
-            return draw_tokens(self.sampling, logits)
-        share = (work.masked.sum(-1) / self.to_fill[work.rows].sum(-1))[reveal.nonzero()[:, 0]]
-        if alone:
-            return draw_tokens(self.sampling, logits, self._uniform(work, reveal), share)
-        tokens = self._draw_in_turn(work, reveal, logits.float(), share)
-        return tokens, log_probabilities(logits).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-    def _uniform(self, work: _Work, reveal: Tensor) -> Tensor:
-        """The number of each position of `reveal`, `(N,)`: it has one in every step, whether used or not."""
-        return uniform(fold_in(work.keys, _TOKEN), reveal.shape[1])[reveal]
-
-    def _draw_in_turn(self, work: _Work, reveal: Tensor, logits: Tensor, share: Tensor) -> Tensor:
-        """Tokens that see one another where they must; `share` (N,) of the canvas was masked as the step began."""
-        judged = self.constraint is not None and self.guide_logits is not None
-        if not (self.repetition.bans or judged) or len(logits) == 0:
-            return self._draw_together(work, reveal, logits, share)
-        # Tokens drawn together do not see each other. Here they must: one position of each row after another. (Guided
-        # candidates are few: those of several positions may not go together under a constraint.)
-        work = replace(work, canvas=work.canvas.clone(), masked=work.masked.clone())
-        turn = reveal.long().cumsum(-1)  # (A, L)
-        tokens = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
-        for index in range(1, int(turn.max()) + 1):
-            now = reveal & turn.eq(index)
-            those = now[reveal]
-            restricted = self._restrict(work, now, logits[those])
-            tokens[those] = self._draw_together(work, now, restricted, share[those])
-            work.canvas[now], work.masked[now] = tokens[those], False
-        return tokens
-
-    def _draw_together(self, work: _Work, reveal: Tensor, logits: Tensor, share: Tensor) -> Tensor:
-        """Tokens that do not see one another; `share` (N,) of the canvas was masked as the step began."""
-        row, position = reveal.nonzero().unbind(-1)
-        if self.guide_logits is not None and len(row) > 0:
-            guided = self.guide_logits(work.canvas[row], position, logits).float()
-            logits = guided.masked_fill(logits.isneginf(), -math.inf)  # what is ruled out stays so
-        u = self._uniform(work, reveal)
-        if self.constraint is None:
-            return self.sampling.choose(logits, u, share)
-        both = torch.stack([self.sampling.filtered(logits, share), logits])  # (2, N, V)
-        parts = [
-            self.constraint.draw(
-                int(work.rows[place]),
-                work.canvas[place],
-                work.masked[place],
-                reveal[place],
-                both[:, row == place],
-                u[row == place],
-            )
-            for place in row.unique().tolist()
-        ]
-        return torch.cat(parts).to(logits.device) if parts else logits.new_zeros(0, dtype=torch.int64)
-
-    def _scores(self, work: _Work, needed: Tensor, score: Tensor) -> Tensor:
+    def _scores(self, work: Work, needed: Tensor, score: Tensor) -> Tensor:
         """Score of each position by the order, `(A, L)`, from those of the positions `needed`."""
-        scores = torch.zeros(needed.shape, dtype=torch.float64, device=needed.device)
-        scores[needed] = score.double()
+        scores = _spread(needed, score, torch.float64)
         if self.order_noise > 0:
             scale = self.order_noise * (1 - work.index / self.plan.num_steps[work.rows].double())  # (A,)
-            scores += scale.unsqueeze(-1) * gumbel(fold_in(work.keys, _NOISE), needed.shape[1])
+            scores += scale.unsqueeze(-1) * gumbel(fold_in(work.keys, NOISE_STREAM), needed.shape[1])
         return scores
 
     def _without_end(self, tokens: Tensor, log_prob: Tensor) -> Tensor:
         return log_prob if self.deferred_id is None else log_prob.masked_fill(tokens.eq(self.deferred_id), -math.inf)
 
     def _adapt(
-        self, work: _Work, scores: Tensor, needed: Tensor, reading: Reading, planned: Tensor
+        self, work: Work, scores: Tensor, needed: Tensor, reading: Reading, planned: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Scores and counts of the adaptive rule, `(A, L)` and `(A,)`."""
         rule = cast(AdaptiveCount, self.adaptive)
@@ -377,10 +280,8 @@ class DenoisingLoop:
             together = take_independent(scores, among, work.masked, of_those, rule.bound, rule.most)
             scores, counts = scores.masked_fill(together, math.inf), together.sum(-1)
         else:
-            confidence = torch.zeros(needed.shape, device=needed.device)
-            entropy = torch.zeros_like(confidence)
-            confidence[needed], entropy[needed] = cast(Tensor, reading.confidence), cast(Tensor, reading.entropy)
-            counts = rule.counts(scores, needed, confidence, entropy)
+            confidence, entropy = cast(Tensor, reading.confidence), cast(Tensor, reading.entropy)
+            counts = rule.counts(scores, needed, _spread(needed, confidence), _spread(needed, entropy))
         return scores, torch.maximum(counts, planned) if self.at_most else counts
 
     def _before_ends(self, needed: Tensor, log_probs: Tensor) -> Tensor:
@@ -388,10 +289,10 @@ class DenoisingLoop:
         if self.deferred_id is None:
             return needed
         words = needed.clone()
-        words[needed] = log_probs.argmax(-1).ne(self.deferred_id)
+        words[needed] = log_probs.argmax(-1).ne(self.deferred_id).to(words.device)
         return torch.where(words.any(-1, keepdim=True), words, needed)
 
-    def _report(self, step: DenoisingStep, work: _Work) -> DenoisingStep:
+    def _report(self, step: DenoisingStep, work: Work) -> DenoisingStep:
         """Shows `on_step` the step, and does what it answers."""
         was_rested = self.rested
         self.rested = was_rested.index_copy(0, work.rows, was_rested[work.rows] | work.is_rest)
@@ -422,7 +323,9 @@ class DenoisingLoop:
                 "`on_step` returned a canvas that differs where nothing is generated; keep prefix and shape."
             )
         placed = canvas[canvas.ne(self.canvas) & canvas.ne(self.mask_id)]
-        wrong = placed[(placed < 0) | (placed >= self.vocab_size) | torch.isin(placed, self.forbidden)]
+        wrong = placed[
+            (placed < 0) | (placed >= self.vocab_size) | torch.isin(placed, self.forbidden.to(placed.device))
+        ]
         if len(wrong) > 0:
             raise ValueError(
                 f"`on_step` put the token {wrong[0].item()} into the text, which is a special token or none at all; "
@@ -431,3 +334,10 @@ class DenoisingLoop:
         if self.constraint is not None and len(placed) > 0:
             raise ValueError("`on_step` may only mask tokens again where there are constraints, not put others.")
         return canvas
+
+
+def _spread(positions: Tensor, values: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """`(A, L)`, with the `values` `(N,)` at the N `positions` and 0 elsewhere."""
+    spread = torch.zeros(positions.shape, dtype=dtype, device=positions.device)
+    spread[positions] = values.to(spread)
+    return spread

@@ -29,8 +29,9 @@ def fill_canvases(
 ) -> Iterator[DenoisingStep]:
     """The steps that fill a batch of canvases; beyond the end of a shorter one its row holds -1.
 
-    A model of embedding diffusion fills them by taking noise away, see `embedding_diffusion.generation`. The model is
-    put into evaluation mode, and stays there. `guidance` sees every canvas as it is alone, without -1.
+    A model of embedding diffusion fills them by taking noise away, see `embedding_diffusion.generation`; the steps of
+    any other lie on the CPU, wherever the model is. The model is put into evaluation mode, and stays there. `guidance`
+    sees every canvas as it is alone, without -1.
     """
     require_guidance(guidance)
     parameter = next(model.parameters(), None)
@@ -47,7 +48,10 @@ def fill_canvases(
 
     def predict_logits(canvas: Tensor, needed: Tensor) -> Tensor:
         attended = canvas.ne(_PADDING)
-        inputs = {"input_ids": canvas.masked_fill(~attended, padding), "attention_mask": attended.long()}
+        read = canvas.masked_fill(~attended, padding)
+        inputs = {"input_ids": read.to(device, non_blocking=True)}
+        if not bool(attended.all()):  # a model would look for itself, and wait for its device
+            inputs["attention_mask"] = attended.long().to(device, non_blocking=True)
         return logits_at(model, needed, **inputs)
 
     def edit_logits(canvas: Tensor, logits: Tensor) -> Tensor:
@@ -87,10 +91,11 @@ def fill_canvases(
             constraint=constraint,
         )
     require_masked_settings(config)
+    # Canvases stay on the CPU: a step does much with few numbers, and starting each of these on a GPU takes longer.
     return denoise(
         predict_logits,
-        ids.to(device),
-        to_fill.to(device),
+        ids,
+        to_fill,
         mask_id=mask_id,
         keys=keys,
         forbidden_ids=forbidden_ids,
@@ -108,10 +113,10 @@ def fill_canvases(
         remask=config.to_remasking(),
         final_pass=config.final_pass,
         end_id=end_token_id(tokenizer) if writes_ends else None,
-        may_end=may_end.to(device),
+        may_end=may_end,
         defer_end=config.defer_end,
         guidance_scale=config.guidance_scale,
-        condition=given.to(device),
+        condition=given,
         repetition=config.to_repetition(),
         edit_logits=edit_logits if logits_processor else None,
         guide_logits=guide_logits if guidance is not None else None,

@@ -41,14 +41,32 @@ def last_layer(base_model: nn.Module) -> nn.Module | None:
     return layer if as_shipped and fused and not again else None
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where the weights of a module are."""
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def places_of(chosen: Tensor, device: torch.device) -> Tensor:
+    """Where `chosen` `(B, L)` is True, counted through all rows: `(N,)` int64, on its way to the device."""
+    return chosen.flatten().nonzero().squeeze(-1).to(device, non_blocking=True)
+
+
+def at_places(hidden_states: Tensor, places: Tensor) -> Tensor:
+    """What stands at `places_of` in `(B, L, H)`: `(1, N, H)`."""
+    return hidden_states.flatten(0, 1).index_select(0, places.to(hidden_states.device)).unsqueeze(0)
+
+
 @contextmanager
 def on_rows(layer: nn.Module, rows: Tensor) -> Iterator[None]:
     """Has the last layer return the hidden states of `rows` alone: `(1, N, H)` for N positions of `(B, L)`, N > 0."""
+    device = device_of(layer)
     count = rows.sum(-1)
     width = int(count.max())
     # The chosen positions of each row of the batch, in order, then some others, so that all have as many: (B, M).
     place = rows.byte().argsort(dim=-1, descending=True, stable=True)[:, :width]
     is_chosen = torch.arange(width, device=rows.device) < count.unsqueeze(-1)
+    place, chosen, places = place.to(device, non_blocking=True), places_of(is_chosen, device), places_of(rows, device)
 
     def forward(hidden_states: Tensor, attention_mask: Tensor | None = None, *_: Any, **__: Any) -> Tensor:
         whole: Any = layer
@@ -72,7 +90,7 @@ def on_rows(layer: nn.Module, rows: Tensor) -> Iterator[None]:
             scaling=attention.scaling,
             is_causal=False,
         )
-        attended = whole.attention.output(mixed.flatten(2)[is_chosen][None], hidden_states[rows][None])
+        attended = whole.attention.output(at_places(mixed.flatten(2), chosen), at_places(hidden_states, places))
         return whole.feed_forward_chunk(attended)
 
     layer.forward = forward

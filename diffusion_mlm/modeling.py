@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel, PreT
 from .aligned_head import aligned_rows
 from .hub_access import HubSource, require_repository
 from .initialization import start_at_neighbors, start_by_copying, start_rotary, start_undecided
-from .last_layer import last_layer, on_rows
+from .last_layer import at_places, device_of, last_layer, on_rows, places_of
 from .presets import PRESETS as PRESETS
 from .presets import preset_config as preset_config
 from .qk_norm import QkNormConfig
@@ -234,11 +234,12 @@ def unwrap(model: nn.Module) -> nn.Module:
 @contextmanager
 def _keep_rows(base_model: nn.Module, rows: Tensor) -> Iterator[None]:
     """Between encoder and head, drops all hidden states but those of `rows`: `(B, L, H)` becomes `(1, N, H)`."""
+    places = places_of(rows, device_of(base_model))
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (output[0][rows][None], *output[1:])
-        output.last_hidden_state = output.last_hidden_state[rows][None]
+            return (at_places(output[0], places), *output[1:])
+        output.last_hidden_state = at_places(output.last_hidden_state, places)
         return output
 
     handle = base_model.register_forward_hook(keep)
@@ -329,7 +330,8 @@ def logits_at(model: nn.Module, rows: Tensor, **inputs: Tensor) -> Tensor:
 
     Args:
         model (`torch.nn.Module`): any masked language model, also wrapped in `DistributedDataParallel`.
-        rows (`torch.BoolTensor` of shape `(B, L)`): N positions.
+        rows (`torch.BoolTensor` of shape `(B, L)`): N positions; on a CPU if they are there, so that nothing waits for
+            the model's device.
         **inputs: `input_ids` and whatever else the model takes, but no `labels`.
 
     Returns:

@@ -13,8 +13,8 @@ from torch import Tensor
 from .sampling import Sampling, log_probabilities
 from .unmasking import AdaptiveCount, position_scores
 
-# Logits that are read at a time: 4 MB of float32 on a CPU; elsewhere calls cost more than memory.
-_AT_ONCE, _AT_ONCE_ON_DEVICE = 2**20, 2**28
+# Logits that are read at a time: 1 MB of float32 on a CPU; elsewhere calls cost more than memory.
+_AT_ONCE, _AT_ONCE_ON_DEVICE = 2**18, 2**28
 
 
 @dataclass(frozen=True)
@@ -25,23 +25,25 @@ class Reading:
         score (`torch.Tensor`): by the order, higher is earlier; see `unmasking.position_scores`.
         confidence, entropy (`torch.Tensor`): max p, and nats, for a rule of `unmasking.AdaptiveCount`.
         log_probs (`torch.Tensor` of shape `(N, V)`): for the rule that compares distributions.
+        likeliest (`torch.Tensor`): log-probability of the most probable token, deferred or not.
     """
 
     score: Tensor | None = None
     confidence: Tensor | None = None
     entropy: Tensor | None = None
     log_probs: Tensor | None = None
+    likeliest: Tensor | None = None
 
 
-def rows_at_once(logits: Tensor) -> Iterator[slice]:
-    """Slices of `logits` (N, V) to be read one after another; at least one, if an empty one.
+def rows_at_once(logits: Tensor, count: int | None = None) -> Iterator[slice]:
+    """Slices of `count` rows, by default all of `logits` (N, V), to be read in turn; at least one, if an empty one.
 
-    >>> list(rows_at_once(torch.zeros(5, 2**19)))
+    >>> list(rows_at_once(torch.zeros(5, 2**17)))
     [slice(0, 2, None), slice(2, 4, None), slice(4, 6, None)]
     """
     at_once = _AT_ONCE if logits.device.type == "cpu" else _AT_ONCE_ON_DEVICE
     rows = max(at_once // max(logits.shape[1], 1), 1)
-    return (slice(start, start + rows) for start in range(0, max(len(logits), 1), rows))
+    return (slice(start, start + rows) for start in range(0, max(len(logits) if count is None else count, 1), rows))
 
 
 def read_distributions(
@@ -63,31 +65,45 @@ def read_distributions(
     compares = adaptive is not None and adaptive.rule == "independent"
     counts = adaptive is not None and not compares
     whole = log_probabilities(logits) if compares else None
-    columns: list[list[Tensor]] = [[], [], []]
+    scores, likeliest, entropies = [], [], []
     for rows in rows_at_once(logits):
         log_probs = log_probabilities(logits[rows]) if whole is None else whole[rows]
+        likeliest.append(log_probs.amax(-1))
         if counts:
-            columns[1].append(log_probs.amax(-1).exp())
-            columns[2].append(-position_scores("entropy", log_probs))
+            entropies.append(-position_scores("entropy", log_probs))
         if order is not None:
             if deferred_id is not None:
-                log_probs = log_probs.clone()
+                log_probs = log_probs if whole is None else log_probs.clone()
                 log_probs[:, deferred_id] = -torch.inf
-            columns[0].append(position_scores(order, log_probs))
-    score, confidence, entropy = (torch.cat(column) if column else None for column in columns)
-    return Reading(score, confidence, entropy, whole)
+            elif order == "confidence":
+                scores.append(likeliest[-1])
+                continue
+            scores.append(position_scores(order, log_probs))
+    top = torch.cat(likeliest)
+    return Reading(
+        score=torch.cat(scores) if scores else None,
+        confidence=top.exp() if counts else None,
+        entropy=torch.cat(entropies) if counts else None,
+        log_probs=whole,
+        likeliest=top,
+    )
 
 
 def draw_tokens(
-    sampling: Sampling, logits: Tensor, u: Tensor | None = None, masked_share: Tensor | None = None
+    sampling: Sampling,
+    logits: Tensor,
+    u: Tensor | None = None,
+    masked_share: Tensor | None = None,
+    of_rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """A token for each row of `logits`, and its log-probability, neither tempered nor truncated: `(N,)` each.
 
-    Arguments and errors as `Sampling.choose`; greedy sampling needs the logits alone.
+    Arguments and errors as `Sampling.choose`; greedy sampling needs the logits alone. `of_rows` `(n,)` says for which
+    rows, by default all; there are n numbers and shares then.
     """
     tokens, chosen = [], []
-    for rows in rows_at_once(logits):
-        log_probs = log_probabilities(logits[rows])
+    for rows in rows_at_once(logits, None if of_rows is None else len(of_rows)):
+        log_probs = log_probabilities(logits[rows if of_rows is None else of_rows[rows]])
         if u is None:
             token = sampling.choose_from(log_probs)
         else:
@@ -95,3 +111,9 @@ def draw_tokens(
         tokens.append(token)
         chosen.append(log_probs.gather(-1, token.unsqueeze(-1)).squeeze(-1))
     return torch.cat(tokens), torch.cat(chosen)
+
+
+def likeliest_tokens(logits: Tensor, of_rows: Tensor) -> Tensor:
+    """The most probable token, `(n,)`, of the rows `of_rows` `(n,)` of `logits` (N, V); the lowest id of equals."""
+    parts = rows_at_once(logits, len(of_rows))
+    return torch.cat([logits[of_rows[rows]].float().argmax(-1) for rows in parts])

@@ -131,7 +131,8 @@ def take_independent(
     Args:
         scores, eligible: as for `take_highest`, of shape `(batch, length)`.
         masked (`torch.Tensor` of shape `(batch, length)`, bool): all that is masked, whether eligible or not.
-        log_probs (`torch.Tensor` of shape `(N, vocabulary)`): of the N eligible positions, in row-major order.
+        log_probs (`torch.Tensor` of shape `(N, vocabulary)`): of the N eligible positions, in row-major order; on any
+            device.
         bound (`float`): in nats; most (`int`, *optional*): at most so many positions.
 
     Returns:
@@ -147,7 +148,7 @@ def take_independent(
     tensor([0, 3, 4])
     """
     entropy = torch.zeros(eligible.shape, dtype=torch.float64, device=eligible.device)
-    entropy[eligible] = -position_scores("entropy", log_probs).double()
+    entropy[eligible] = -position_scores("entropy", log_probs).to(entropy)
     sure = eligible & (entropy <= bound)
     gap = _run_lengths(masked & ~sure)
     one = torch.ones_like(scores[:, 0], dtype=torch.int64)
@@ -160,7 +161,7 @@ def take_independent(
         of_best = log_probs.new_full((len(scores), log_probs.shape[-1]), -math.inf)
         of_best[best.any(-1)] = log_probs[best[eligible]]
         common = torch.minimum(log_probs[candidates[eligible]], of_best[row]).exp().sum(-1)
-        candidates[candidates.clone()] = common < _COMMON
+        candidates[candidates.clone()] = common.to(candidates.device) < _COMMON
         best = take_highest(scores, candidates, one)
         taken = taken | best
     chosen = sure | taken

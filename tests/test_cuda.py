@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from transformers import LogitsProcessorList
 
 from diffusion_mlm import (
+    Constraints,
     DiffusionTrainer,
     DiffusionTrainingArguments,
     evaluate_texts,
@@ -11,6 +13,7 @@ from diffusion_mlm import (
     load_generator,
     score,
     story_language,
+    stream,
 )
 from diffusion_mlm.checkpoints import STORIES_GENERATOR, STORIES_MLM
 from diffusion_mlm.corruption import ForwardProcess
@@ -88,6 +91,50 @@ def test_greedy_text_is_that_of_the_cpu():
     settings = {"preset": "greedy", "seed": 0}
     here = generate(model, tokenizer, prefixes, **settings).texts
     assert generate(model.cuda(), tokenizer, prefixes, **settings).texts == here
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"preset": "fast"},
+        {"adaptive": "threshold", "defer_end": True},
+        {"order": "random", "steps": 20},
+        {"order_from": "sample", "order": "confidence", "order_noise": 1.0},
+        {"remask": "remdm_conf", "steps": 40},
+        {"remask": "low_confidence", "order": "confidence", "steps": 40, "final_pass": True},
+        {"temperature": 1.2, "temperature_end": 0.2, "sampling": "topk"},
+        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2},
+        {"guidance_scale": 1.5, "min_gap": 1},
+    ],
+)
+def test_canvases_on_the_cpu_and_logits_on_the_gpu_write_the_text_of_the_cpu(settings):
+    model, tokenizer = load_generator(STORIES_GENERATOR)
+    prefixes = ["Once upon a time, Mia", "A clever boy named Ben"]
+    here = generate(model, tokenizer, prefixes, seed=0, **settings).texts
+    assert generate(model.cuda(), tokenizer, prefixes, seed=0, **settings).texts == here
+    assert next(stream(model, tokenizer, "Once", seed=0, **settings)).canvas.device.type == "cpu"
+
+
+def test_constraints_guidance_and_processors_work_there_as_on_the_cpu():
+    model, tokenizer = load_generator(STORIES_GENERATOR)
+    constraints = Constraints(banned_words=["dog", "cat"])
+    found = []
+    for device in ("cpu", "cuda"):
+        model.to(device)
+
+        def edit(canvas, logits, device=device):
+            assert canvas.device.type == logits.device.type == device
+            return logits - canvas.eq(0).sum(-1, keepdim=True)
+
+        def guidance(canvas, position, logits, device=device):
+            assert canvas.device.type == position.device.type == logits.device.type == device
+            return logits * 1.1
+
+        options = {"logits_processor": LogitsProcessorList([edit]), "guidance": guidance, "seed": 0}
+        found.append(generate(model, tokenizer, "Once", **options).texts)
+        found[-1] += generate(model, tokenizer, "Once", constraints=constraints, **options).texts
+    assert found[1] == found[0]
 
 
 @pytest.mark.parametrize("settings", [{"preset": "greedy"}, {"preset": "fast"}])

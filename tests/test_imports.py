@@ -29,6 +29,8 @@ MATHEMATICS = (
     "repetition",
     "reading",
     "denoising_step",
+    "denoising_work",
+    "token_drawing",
     "denoising_loop",
     "denoising",
     "embedding_diffusion.noise",
