@@ -17,6 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from .averaging_trainer import AveragingTrainer
 from .batch_fingerprint import bad_rows, name_rows, row_fingerprint, rows_of_step
 from .corruption import CorruptedBatch
+from .cpu_dropout import fast_dropout
 from .data_collator import DataCollatorForMaskedDiffusion
 from .durable_trainer import DurableTrainer
 from .errors import NonFiniteLossError
@@ -261,7 +262,8 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         self, model: nn.Module, inputs: dict[str, Any], corrupted: CorruptedBatch, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits and losses of the positions `rows`, `(N, V)` and `(N,)`."""
-        logits = logits_at(model, rows, **inputs)
+        with fast_dropout(model):
+            logits = logits_at(model, rows, **inputs)
         forbidden = self._forbidden.to(logits.device)
         return logits, token_negative_log_likelihood(logits, corrupted.targets[rows], forbidden)
 

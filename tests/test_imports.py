@@ -51,6 +51,7 @@ TEXT_AND_MODELS = (
     "time_conditioning",
     "presets",
     "aligned_head",
+    "cpu_dropout",
     "cuda_graphs",
     "last_layer",
     "modeling",

@@ -1,0 +1,114 @@
+"""Dropout on a CPU: sixteen random bits for each number, and attention in the format of its inputs.
+
+PyTorch draws the numbers of a dropout one by one, at ten nanoseconds each, and attention with dropout has no fused
+kernel there: it computes in float32 and looks at its scores several times more than it must. Together that is a third
+of a training step of a small model.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+_BITS = 16  # of a random number: p is kept to within 2**-17
+_MOST_THREADS = 4  # beyond, PyTorch's numbers, which it draws with all threads, come faster than these with one
+
+
+def fast_dropout(model: nn.Module) -> AbstractContextManager[Any]:
+    """Has dropout be drawn as `dropout` does while `model` runs, where that pays: in training, on a CPU."""
+    parameter = next(model.parameters(), None)
+    pays = (
+        model.training
+        and parameter is not None
+        and parameter.device.type == "cpu"
+        and torch.get_num_threads() <= _MOST_THREADS
+        and _drops_and_runs_once(model)
+    )
+    return _FastDropout() if pays else nullcontext()
+
+
+def _drops_and_runs_once(model: nn.Module) -> bool:
+    """Whether there is any dropout, and no layer is compiled or runs again in the backward pass."""
+    drops = False
+    for module in model.modules():
+        again = getattr(module, "gradient_checkpointing", False)
+        if again or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return False
+        drops = drops or (isinstance(module, nn.Dropout) and module.p > 0)
+    return drops
+
+
+def dropout(x: Tensor, p: float) -> Tensor:
+    """`torch.nn.functional.dropout` in training: each number is 0 with probability `p`, else divided by 1 - `p`.
+
+    `p` is rounded to a multiple of 2**-16, and the rest divided by one minus that, so that the mean stays. The numbers
+    are those of torch's global generator.
+    """
+    kept = round((1 - p) * 2**_BITS)
+    of_four = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = of_four.view(torch.int16)[: x.numel()].view(x.shape)
+    return x * (bits < kept - 2 ** (_BITS - 1)).to(x.dtype).mul_(2**_BITS / kept)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
+    """Scaled dot-product attention with dropout of its weights, softmax in float32; shapes as torch's, `(B, H, L, D)`.
+
+    Args:
+        mask (`torch.Tensor`, *optional*): bool, True where a key is seen, or numbers that are added to the scores.
+        p (`float`): share of the weights that is dropped.
+    """
+    if query.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # emulated, it is slow
+        return attention(query.float(), key.float(), value.float(), mask, p, scale).bfloat16()
+    scores = torch.matmul(query * scale, key.mT)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return torch.matmul(dropout(weights, p), value)
+
+
+class _FastDropout(TorchFunctionMode):
+    """Answers the calls of torch's dropout and attention that `dropout` and `attention` stand in for."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.dropout:
+            return _dropout(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return _attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    if not training or inplace or not 0 < p < 1 or not _is_plain(input):
+        return F.dropout(input, p, training, inplace)
+    return dropout(input, p)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    known = query.dim() == 4 and not is_causal and not enable_gqa and all(map(_is_plain, (query, key, value)))
+    if not 0 < dropout_p < 1 or not known:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    return attention(query, key, value, attn_mask, dropout_p, query.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _is_plain(x: Tensor) -> bool:
+    return type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)

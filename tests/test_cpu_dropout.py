@@ -1,0 +1,151 @@
+"""Dropout on a CPU: the law of torch's, the attention of torch's, and the same run whenever it is resumed."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from diffusion_mlm import cpu_dropout
+from diffusion_mlm.cpu_dropout import attention, dropout, fast_dropout
+
+
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_share_and_the_mean_are_those_of_dropout(p, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(401, 1003, dtype=dtype)
+    found = dropout(x, p)
+    assert found.dtype == dtype
+    assert found.shape == x.shape
+    kept = found.ne(0)
+    share = kept.double().mean()
+    assert abs(float(share) - (1 - p)) < 5 * math.sqrt(p * (1 - p) / x.numel()) + 2**-17
+    assert found[kept].unique().tolist() == pytest.approx(
+        [1 / (1 - p)], rel=1e-2 if dtype == torch.bfloat16 else 1e-2 * p
+    )
+
+
+def test_neighbours_are_dropped_independently():
+    torch.manual_seed(0)
+    kept = dropout(torch.ones(1_000_000), 0.3).ne(0).double() - 0.7
+    for distance in (1, 2, 3, 4, 8, 16):
+        assert abs(float((kept[distance:] * kept[:-distance]).mean())) < 5 * 0.21 / 1000
+
+
+@given(shape=st.lists(st.integers(0, 5), max_size=3), seed=st.integers(0, 2**31))
+def test_any_shape_is_dropped_and_its_gradient_is_what_was_kept(shape, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(shape, requires_grad=True)
+    found = dropout(x, 0.4)
+    found.sum().backward()
+    assert torch.equal(found, x.detach() * x.grad)
+    torch.manual_seed(seed)
+    assert torch.equal(dropout(torch.randn(shape), 0.4), found)
+
+
+def masks():
+    seen = torch.rand(2, 1, 5, 7, generator=torch.Generator().manual_seed(1)) < 0.7
+    seen[..., 0] = True
+    return [None, seen, torch.zeros(2, 1, 5, 7).masked_fill(~seen, -math.inf)]
+
+
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("scale", [0.5, 0.1])
+def test_attention_is_that_of_torch_where_nothing_is_dropped(monkeypatch, number, scale):
+    monkeypatch.setattr(cpu_dropout, "dropout", lambda x, p: x)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, length, 4, generator=generator) for length in (5, 7, 7))
+    mask = masks()[number]
+    expected = F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    assert torch.allclose(attention(query, key, value, mask, 0.1, scale), expected, atol=1e-6)
+    rounded = attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), mask, 0.1, scale)
+    assert rounded.dtype == torch.bfloat16
+    assert torch.allclose(rounded.float(), expected, atol=5e-2)
+
+
+def test_attention_has_the_mean_of_torch_over_what_is_dropped():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 1, length, 4) for length in (2, 6, 6))
+    many = [x.expand(20_000, -1, -1, -1) for x in (query, key, value)]
+    found = attention(*many, None, 0.3, 0.5).mean(0)
+    assert torch.allclose(found, F.scaled_dot_product_attention(query, key, value, scale=0.5)[0], atol=3e-2)
+
+
+def test_a_row_without_any_key_is_finite():
+    seen = torch.zeros(1, 1, 2, 3, dtype=torch.bool)
+    x = torch.randn(1, 1, 3, 4)
+    assert attention(x[:, :, :2], x, x, seen, 0.1, 0.5).isfinite().all()
+
+
+class Dropping(nn.Module):
+    def __init__(self, p=0.5):
+        super().__init__()
+        self.linear, self.drop = nn.Linear(2, 2), nn.Dropout(p)
+
+    def forward(self, x):
+        x = self.drop(x)
+        return F.scaled_dot_product_attention(x, x, x, dropout_p=self.drop.p if self.training else 0.0)
+
+
+def counting(name, function, counts):
+    def counted(*args):
+        counts[name] += 1
+        return function(*args)
+
+    return counted
+
+
+def calls(monkeypatch, model):
+    """How often the functions of this module are called while `model` runs."""
+    counts = {"dropout": 0, "attention": 0}
+    for name in counts:
+        monkeypatch.setattr(cpu_dropout, name, counting(name, getattr(cpu_dropout, name), counts))
+    with fast_dropout(model):
+        model(torch.ones(1, 1, 2, 2))
+    return counts
+
+
+def test_a_model_in_training_is_dropped_by_them(monkeypatch):
+    assert calls(monkeypatch, Dropping()) == {"dropout": 2, "attention": 1}
+
+
+def checkpointed():
+    model = Dropping()
+    model.gradient_checkpointing = True
+    return model
+
+
+def compiled():
+    model = Dropping()
+    model.linear.compile()
+    return model
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Dropping().eval(), Dropping(0.0), checkpointed(), compiled(), torch.compile(Dropping())],
+    ids=["evaluated", "without", "checkpointed", "a compiled layer", "compiled"],
+)
+def test_others_are_left_to_torch(model):
+    assert type(fast_dropout(model)).__name__ == "nullcontext"
+
+
+def test_many_threads_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert type(fast_dropout(Dropping())).__name__ == "nullcontext"
+
+
+@pytest.mark.parametrize("change", [{"is_causal": True}, {"enable_gqa": True}, {"dropout_p": 0.0}])
+def test_attention_that_is_not_known_is_torchs(monkeypatch, change):
+    monkeypatch.setattr(cpu_dropout, "attention", None)
+    x = torch.randn(1, 2, 3, 4)
+    how = {"dropout_p": 0.1, **change}
+    torch.manual_seed(0)
+    expected = F.scaled_dot_product_attention(x, x, x, **how)
+    torch.manual_seed(0)
+    with cpu_dropout._FastDropout():
+        assert torch.equal(F.scaled_dot_product_attention(x, x, x, **how), expected)
