@@ -125,16 +125,18 @@ class Bench:
 
     def __init__(self, device: str, torch_compile: bool = False, shapes: dict[str, dict[str, int]] = SHAPES) -> None:
         self.device, self.torch_compile, self.shapes = device, torch_compile, shapes
-        self.models: dict[tuple[str, str, bool], nn.Module] = {}
+        self.models: dict[tuple[str, str, bool, bool], nn.Module] = {}
         self.rates: dict[str, float] = {}
 
     def tokenizer(self, row: Row) -> RobertaTokenizerFast:
         return tokenizer_of(self.shapes[row.shape]["vocab_size"], 512)
 
-    def model(self, shape: str, dtype: str, compiled: bool = False) -> nn.Module:
-        key = (shape, dtype, compiled)
+    def model(self, shape: str, dtype: str, ours: bool, compiled: bool = False) -> nn.Module:
+        """Ours as `generate` prepares it, and the plain loop's as it is."""
+        key = (shape, dtype, ours, compiled)
         if key not in self.models:
-            model = set_precision(build(self.shapes[shape], 512, self.device), dtype)
+            model = build(self.shapes[shape], 512, self.device)
+            model = set_precision(model, dtype) if ours else model.to(getattr(torch, dtype))
             self.models[key] = compile_layers(model) if compiled else model
             with torch.no_grad():  # what is found out once about a model is none of the work that is counted
                 ids = torch.full((1, 2), 5, device=self.device)
@@ -150,8 +152,8 @@ class Bench:
 
     def variants(self, row: Row) -> dict[str, Callable[[Tensor], Tensor]]:
         tokenizer = self.tokenizer(row)
-        ours = self.model(row.shape, row.ours, self.torch_compile or row.ours == "int8")
-        plain = self.model(row.shape, row.plain)
+        ours = self.model(row.shape, row.ours, True, self.torch_compile or row.ours == "int8")
+        plain = self.model(row.shape, row.plain, False)
         forbidden = sorted(tokenizer.all_special_ids)
 
         def run_ours(canvas: Tensor) -> Tensor:
@@ -171,12 +173,10 @@ class Bench:
         """
         variants, canvas = self.variants(row), self.canvas(row)
         found, work = {}, {}
-        for name, dtype, compiled in (
-            (PLAIN, row.plain, False),
-            (OURS, row.ours, self.torch_compile or row.ours == "int8"),
-        ):
-            with counted(self.model(row.shape, dtype, compiled)) as counts:
-                found[name] = variants[name](canvas)
+        compiled = self.torch_compile or row.ours == "int8"
+        for name, which in ((PLAIN, (row.plain, False)), (OURS, (row.ours, True, compiled))):
+            with counted(self.model(row.shape, *which)) as counts:
+                found[name] = variants[name](canvas).cpu()
             work[name] = dict(counts)
         agreement = float((found[OURS] == found[PLAIN])[:, row.prompt :].float().mean())
         mask_id = int(self.tokenizer(row).mask_token_id)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_LINE = 16  # float32 numbers of a cache line
+_LINE = 64  # bytes of a cache line
 
 
 @contextmanager
@@ -24,7 +24,8 @@ def aligned_rows(head: Any) -> Iterator[None]:
     def forward(hidden_states: Tensor) -> Tensor:
         flat = hidden_states.flatten(0, -2)
         size = len(head.weight)
-        logits = flat.new_empty(len(flat), -(-size // _LINE) * _LINE)[:, :size]
+        line = _LINE // flat.element_size()
+        logits = flat.new_empty(len(flat), -(-size // line) * line)[:, :size]
         if head.bias is None:
             torch.mm(flat, head.weight.T, out=logits)
         else:
@@ -42,11 +43,21 @@ def _pays(head: Any) -> bool:
     return (
         type(head) is nn.Linear
         and type(head.weight) is nn.Parameter
-        and head.weight.dtype == torch.float32
         and head.weight.device.type == "cpu"
-        and len(head.weight) % _LINE != 0
+        and _multiplies(head.weight.dtype)
+        and not has_aligned_rows(head)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")  # which would multiply in another format
         and head._compiled_call_impl is None
         and "forward" not in vars(head)
     )
+
+
+def has_aligned_rows(head: Any) -> bool:
+    """Whether the rows of logits of an output embedding begin where cache lines do anyway."""
+    return bool(len(head.weight) * head.weight.element_size() % _LINE == 0)
+
+
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Whether the processor has products of this format; where they are emulated, rows make no difference."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

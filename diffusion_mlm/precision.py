@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from .aligned_head import has_aligned_rows
 from .cuda_graphs import record_layers
 from .last_layer import last_layer
 from .modeling import unwrap
+from .packed_linear import pack_linears
 
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -22,8 +24,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def set_precision(model: Model, dtype: str) -> Model:
     """The model, changed in place, with weights of the format `dtype`, one of `DTYPES`.
 
-    int8 is for matrices of linear layers; embeddings stay float32, the one that the head shares with them included. It
-    pays compiled only, see `compile_layers`.
+    bfloat16 on a CPU that has it packs the matrices of linear layers, which takes their memory twice, see
+    `packed_linear`. int8 is for these matrices; embeddings stay float32, the one that the head shares with them
+    included. It pays compiled only, see `compile_layers`.
 
     Raises:
         ValueError: another format, int8 on a GPU, or anything but float32 for embedding diffusion.
@@ -34,7 +37,11 @@ def set_precision(model: Model, dtype: str) -> Model:
     if dtype != "float32" and getattr(unwrap(model), "float32_only", False):
         raise ValueError(f"`dtype` {dtype!r} is for masked models: noise on embeddings is computed in float32.")
     if dtype != "int8":
-        return model.to(getattr(torch, dtype))
+        model = model.to(getattr(torch, dtype))
+        if dtype == "bfloat16" and next(model.parameters()).device.type == "cpu":
+            head = getattr(unwrap(model), "get_output_embeddings", lambda: None)()
+            pack_linears(model, except_for=None if head is None or has_aligned_rows(head) else head)
+        return model
     if next(model.parameters()).device.type != "cpu":
         raise ValueError("`dtype` 'int8' is for CPUs: choose 'bfloat16' on a GPU.")
     try:

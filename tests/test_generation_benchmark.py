@@ -41,7 +41,7 @@ def test_sampled_texts_of_both_sides_have_one_distribution(bench, rule):
     row = row_of(rule, batch_size=400)
     row = Row(**{**vars(row), "new": 1, "steps": 1})
     canvas = bench.canvas(row)[:1].expand(400, -1)
-    model, tokenizer = bench.model("tiny", "float32"), bench.tokenizer(row)
+    model, tokenizer = bench.model("tiny", "float32", ours=True), bench.tokenizer(row)
     forbidden = tokenizer.all_special_ids
     counts = []
     for filled in (

@@ -52,6 +52,7 @@ TEXT_AND_MODELS = (
     "presets",
     "aligned_head",
     "cpu_dropout",
+    "packed_linear",
     "cuda_graphs",
     "last_layer",
     "modeling",

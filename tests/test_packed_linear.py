@@ -1,0 +1,129 @@
+"""Packed linear layers compute what linear layers compute, whatever happens to their weights."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffusion_mlm import packed_linear
+from diffusion_mlm.packed_linear import PackedLinear, pack_linears
+
+
+@pytest.fixture
+def model():
+    """Packed in float32: this processor may have no others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.LayerNorm(64), nn.Linear(64, 33, bias=False), nn.Linear(33, 17))
+    pack_linears(model, except_for=model[3])
+    if type(model[0]) is nn.Linear:
+        pytest.skip("this machine packs nothing")
+    return model
+
+
+def packs(monkeypatch):
+    """Counts how often weights are packed."""
+    found = []
+    pack = packed_linear._pack
+
+    def counted(weight):
+        found.append(tuple(weight.shape))
+        return pack(weight)
+
+    monkeypatch.setattr(packed_linear, "_pack", counted)
+    return found
+
+
+def expected(model, x):
+    for layer in model:
+        x = F.linear(x, layer.weight, layer.bias) if isinstance(layer, nn.Linear) else layer(x)
+    return x
+
+
+@pytest.mark.parametrize("rows", [1, 3, 80, 300])
+def test_products_are_those_of_linear_layers_and_weights_are_packed_once(model, monkeypatch, rows):
+    found = packs(monkeypatch)
+    x = torch.randn(2, rows, 48)
+    with torch.no_grad():
+        for _ in range(3):
+            assert torch.allclose(model(x), expected(model, x), atol=1e-5)
+    assert found == [(64, 48), (33, 64)]
+    assert [type(layer) for layer in model] == [PackedLinear, nn.LayerNorm, PackedLinear, nn.Linear]
+
+
+@pytest.mark.parametrize("rows", [1, 80, 640])
+def test_bfloat16_products_are_those_of_linear_layers(rows):
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bfloat16")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(256, 384)).bfloat16(), torch.randn(rows, 256).bfloat16()
+    pack_linears(model)
+    assert type(model[0]) is PackedLinear
+    with torch.no_grad():
+        exact = F.linear(x.float(), model[0].weight.float(), model[0].bias.float())
+        assert torch.allclose(model(x).float(), exact, atol=2e-2)
+
+
+def test_changed_weights_are_packed_anew(model):
+    x = torch.randn(5, 48)
+    with torch.no_grad():
+        before = model(x)
+        model[0].weight.mul_(2.0)
+        assert torch.allclose(model(x), expected(model, x), atol=1e-5)
+        assert not torch.allclose(model(x), before)
+        model[0].weight = nn.Parameter(torch.randn(64, 48))
+        assert torch.allclose(model(x), expected(model, x), atol=1e-5)
+        model.load_state_dict({name: torch.randn_like(value) for name, value in model.state_dict().items()})
+        assert torch.allclose(model(x), expected(model, x), atol=1e-5)
+
+
+def test_gradients_and_other_formats_take_the_usual_way(model, monkeypatch):
+    found = packs(monkeypatch)
+    x = torch.randn(5, 48)
+    model(x).sum().backward()
+    assert model[0].weight.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model[0](x.bfloat16()).dtype == torch.bfloat16
+    assert found == []
+
+
+def test_copies_are_whole_and_hold_no_packed_weights(model):
+    x = torch.randn(5, 48)
+    with torch.no_grad():
+        before = model(x)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert other[0]._packed is None
+            assert torch.equal(other(x), before)
+            other[0].weight.zero_()
+            assert torch.equal(model(x), before)
+    assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "3.weight", "3.bias"}
+
+
+def test_a_machine_that_packs_nothing_leaves_the_model_as_it_is(monkeypatch):
+    def fails(weight):
+        raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512")
+
+    monkeypatch.setattr(packed_linear, "_pack", fails)
+    model = nn.Sequential(nn.Linear(4, 4))
+    pack_linears(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_layers_of_other_classes_stay_as_they_are():
+    class Other(nn.Linear):
+        pass
+
+    model = nn.Sequential(Other(4, 4))
+    pack_linears(model)
+    assert type(model[0]) is Other
+
+
+def test_a_compiled_layer_is_compiled_as_a_linear_layer(model, monkeypatch):
+    found = packs(monkeypatch)
+    x = torch.randn(5, 48)
+    with torch.no_grad():
+        compiled = torch.compile(model[0], backend="eager")
+        assert torch.allclose(compiled(x), F.linear(x, model[0].weight, model[0].bias), atol=1e-5)
+    assert found == []
