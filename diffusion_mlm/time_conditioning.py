@@ -27,7 +27,8 @@ class TimeConditionedConfig(PreTrainedConfig):
             `learned` adds a row of a table; `adaln` multiplies and shifts what each norm of the encoder puts out by
             linear maps of the sinusoids, as adaptive layer norm does (Peebles and Xie 2022, arXiv:2212.09748).
         time_steps (`int`): the time 1 is step `time_steps` of the sinusoids (Vaswani et al. 2017, section 3.5, with
-            the step as position); the table has a row for each of so many times, evenly spread from 0 to 1.
+            the step as position, brought to length 1); the table has a row for each of so many times, evenly spread
+            from 0 to 1.
         mask_token_id (`int`): of the mask token, which is counted.
 
     Raises:
@@ -180,7 +181,8 @@ class TimeConditionedMaskedLM(PreTrainedModel):
             return (t * (self.config.time_steps - 1)).round().long()
         frequency = 10_000 ** -(torch.arange(_NUM_FEATURES // 2, device=t.device) / (_NUM_FEATURES // 2))
         angle = self.config.time_steps * t.float()[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+        # Maps of longer vectors outgrow the embeddings of tokens within some steps of training.
+        return torch.cat([angle.sin(), angle.cos()], dim=-1) / (_NUM_FEATURES // 2) ** 0.5
 
     def _add_time(self, _tokens: nn.Module, _args: Any, embedded: Tensor) -> Tensor:
         if self._condition is None:  # somebody else looks words up

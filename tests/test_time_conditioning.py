@@ -96,7 +96,8 @@ def test_the_learned_table_has_a_row_for_each_of_its_evenly_spread_times():
 
 def test_sinusoids_tell_neighbouring_times_apart():
     sinusoids = model_of("sinusoidal", time_steps=128)._of_time(torch.arange(129) / 128)
-    assert torch.pdist(sinusoids).min() > 0.5
+    assert torch.pdist(sinusoids).min() > 0.2
+    assert torch.allclose(sinusoids.norm(dim=-1), torch.ones(129))
 
 
 def test_time_falls_by_a_token_a_step_while_a_text_is_written(times):
