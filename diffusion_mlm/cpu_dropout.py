@@ -49,6 +49,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
     are those of torch's global generator.
     """
     kept = round((1 - p) * 2**_BITS)
+    if not 0 < kept < 2**_BITS:
+        return F.dropout(x, p)
     of_four = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = of_four.view(torch.int16)[: x.numel()].view(x.shape)
     return x * (bits < kept - 2 ** (_BITS - 1)).to(x.dtype).mul_(2**_BITS / kept)

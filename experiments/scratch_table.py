@@ -89,7 +89,7 @@ def as_markdown(rows: Sequence[Row]) -> str:
         "Bounds: nats per token (bits per byte) of held-out text, mean over seeds; lower is better. Difference: ours "
         "less theirs, with the 95 % interval over rows, in pairs where tokens are the same. Words: the share of words "
         "in samples that the training text holds (of those with 4 letters or more), of each way of writing, theirs / "
-        "ours.",
+        "ours. Tokens seen: theirs / ours where a machine shared by several runs stopped them at one time.",
         *_checks(rows),
     ]
     return "\n".join([*lines, "", *(f"{note}\n" for note in notes)]).rstrip()
