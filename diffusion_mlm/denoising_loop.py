@@ -119,14 +119,14 @@ class DenoisingLoop:
             fill=fill[rows],
             num_visible=torch.where(rest, fill.sum(-1), plan.num_visible[:, column])[rows],
             t=plan.t[:, column].masked_fill(rest, 0)[rows],
-            keys=fold_in(self.keys[rows], index),
+            row_keys=self.keys[rows],
             is_rest=rest[rows],
         )
 
     def _step(self, work: Work, made: int) -> DenoisingStep:
         # 1. Which visible positions return to mask, and how many masked ones come out to keep to the plan.
         sure = self.confidence[work.rows]
-        keys = fold_in(work.keys, REMASK_STREAM) if self.remasking.revises else work.keys
+        keys = fold_in(work.keys, REMASK_STREAM) if self.remasking.revises else work.row_keys
         remasked = self.remasking.select(work.fill, work.open, work.num_visible, sure, work.t, keys)
         counts = work.num_visible - (work.visible & ~remasked).sum(-1)  # (A,)
 
@@ -202,7 +202,7 @@ class DenoisingLoop:
             fill=needed,
             num_visible=needed.sum(-1),
             t=torch.zeros(len(rows), dtype=torch.float64, device=rows.device),
-            keys=self.keys[rows],
+            row_keys=self.keys[rows],
             is_rest=nothing.any(-1),
         )
         logits = forbid(self._logits(work, needed), self.no_text)  # where a text ends is settled
