@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .packed_linear import multiplies_bfloat16
+
 _LINE = 64  # bytes of a cache line
 
 
@@ -59,5 +61,5 @@ def has_aligned_rows(head: Any) -> bool:
 
 
 def _multiplies(dtype: torch.dtype) -> bool:
-    """Whether the processor has products of this format; where they are emulated, rows make no difference."""
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether products of this format are not emulated: where they are, rows make no difference."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and multiplies_bfloat16())

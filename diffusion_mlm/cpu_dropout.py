@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .packed_linear import multiplies_bfloat16
+
 _BITS = 16  # of a random number: p is kept to within 2**-17
 _MOST_THREADS = 4  # beyond, PyTorch's numbers, which it draws with all threads, come faster than these with one
 
@@ -57,19 +59,23 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
-    """Scaled dot-product attention with dropout of its weights, softmax in float32; shapes as torch's, `(B, H, L, D)`.
+    """Scaled dot-product attention with dropout of its weights; shapes as torch's, `(B, H, L, D)`.
+
+    Scores are in the format of the inputs, their softmax in float32. A query that sees no key gets a mean of values.
 
     Args:
         mask (`torch.Tensor`, *optional*): bool, True where a key is seen, or numbers that are added to the scores.
         p (`float`): share of the weights that is dropped.
     """
-    if query.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # emulated, it is slow
-        return attention(query.float(), key.float(), value.float(), mask, p, scale).bfloat16()
+    if query.dtype == torch.bfloat16 and not multiplies_bfloat16():  # it is emulated, and slow
+        with torch.autocast("cpu", enabled=False):
+            return attention(query.float(), key.float(), value.float(), mask, p, scale).bfloat16()
     scores = torch.matmul(query * scale, key.mT)
+    least = torch.finfo(scores.dtype).min
     if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~mask, least)
     elif mask is not None:
-        scores = scores + mask.to(scores.dtype)
+        scores = (scores + mask.to(scores.dtype)).clamp(min=least)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     return torch.matmul(dropout(weights, p), value)
 
@@ -81,11 +87,15 @@ class _FastDropout(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
+        if func in _ANSWERS and not _runs_again():
+            return _ANSWERS[func](*args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _runs_again() -> bool:
+    """Whether this may be inside `torch.utils.checkpoint`, which the backward pass runs again, without this mode."""
+    hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return not torch.is_grad_enabled() or hooks is None or hooks(True) is not None
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
@@ -114,3 +124,9 @@ def _attention(
 
 def _is_plain(x: Tensor) -> bool:
     return type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+
+
+_ANSWERS: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.dropout: _dropout,
+    F.scaled_dot_product_attention: _attention,
+}

@@ -73,7 +73,7 @@ def denoise(
             of the positions `needed` are asked for. `needed` may be empty in some or all rows: with more remasking
             steps than positions, a step may have nothing to reveal.
         canvas (`torch.Tensor` of shape `(batch, length)`, int64): token ids; it is copied, and what is not to be
-            filled never changes. It may lie on another device than the logits; the steps lie where it does.
+            filled never changes. It may lie on the CPU while logits do not; the steps lie where it does.
         to_fill (`torch.Tensor` of shape `(batch, length)`, bool): positions to generate. Not "where the canvas holds
             `mask_id`": a prefix may hold that id as text.
         mask_id (`int`): id of the mask token.

@@ -12,6 +12,7 @@ from .denoising import DenoisingStep, OnStep, denoise
 from .denoising_step import Constraint, GuideLogits
 from .generation_config import DiffusionGenerationConfig
 from .guidance import require_guidance
+from .last_layer import is_like_bert
 from .modeling import end_token_id, forbidden_token_ids, logits_at, require_mask_token, unwrap
 
 _PADDING = -1  # no token: a tokenizer's padding may be its end token too, which stands in text
@@ -46,11 +47,13 @@ def fill_canvases(
         given[row, : len(canvas.ids)] = torch.tensor(canvas.given)
         may_end[row] = canvas.may_end
 
+    looks_for_itself = is_like_bert(unwrap(model))
+
     def predict_logits(canvas: Tensor, needed: Tensor) -> Tensor:
         attended = canvas.ne(_PADDING)
         read = canvas.masked_fill(~attended, padding)
         inputs = {"input_ids": read.to(device, non_blocking=True)}
-        if not bool(attended.all()):  # a model would look for itself, and wait for its device
+        if not (looks_for_itself and bool(attended.all())):  # it would wait for its device to look
             inputs["attention_mask"] = attended.long().to(device, non_blocking=True)
         return logits_at(model, needed, **inputs)
 

@@ -279,7 +279,8 @@ def _bound_per_token(model: nn.Module, tokenizer: PreTrainedTokenizerBase, row: 
     """The likelihood bound of the whole text in nats per token, its end counted once."""
     vocab_size = getattr(getattr(unwrap(model), "config", None), "vocab_size", len(tokenizer))
     writes_ends, end = bool(training_facts(model).get("generates_end")), end_token_id(tokenizer)
-    ids = row[None]
+    parameter = next(model.parameters(), None)
+    ids = row[None].to(row.device if parameter is None else parameter.device)
     maskable = torch.ones_like(ids, dtype=torch.bool)
     maskable[:, 0] = False
     if not writes_ends:

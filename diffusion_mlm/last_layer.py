@@ -25,7 +25,7 @@ def last_layer(base_model: nn.Module) -> nn.Module | None:
     config = getattr(base_model, "config", None)
     encoder: Any = getattr(base_model, "encoder", None)
     layers = getattr(encoder, "layer", None)
-    if getattr(config, "model_type", None) not in _ARCHITECTURES or not isinstance(layers, nn.ModuleList):
+    if not is_like_bert(base_model) or not isinstance(layers, nn.ModuleList):
         return None
     layer: Any = layers[-1]
     # What sees other shapes, or is not called while its submodules are.
@@ -41,6 +41,11 @@ def last_layer(base_model: nn.Module) -> nn.Module | None:
     return layer if as_shipped and fused and not again else None
 
 
+def is_like_bert(model: nn.Module) -> bool:
+    """Whether a model is of an architecture known here, which sees all of a text without an `attention_mask`."""
+    return getattr(getattr(model, "config", None), "model_type", None) in _ARCHITECTURES
+
+
 def device_of(module: nn.Module) -> torch.device:
     """Where the weights of a module are."""
     parameter = next(module.parameters(), None)
@@ -52,8 +57,14 @@ def places_of(chosen: Tensor, device: torch.device) -> Tensor:
     return chosen.flatten().nonzero().squeeze(-1).to(device, non_blocking=True)
 
 
-def at_places(hidden_states: Tensor, places: Tensor) -> Tensor:
-    """What stands at `places_of` in `(B, L, H)`: `(1, N, H)`."""
+def at_places(hidden_states: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """What stands at `places_of` of something of `shape` in `(B, L, H)`: `(1, N, H)`.
+
+    Raises:
+        IndexError: `shape` is not `(B, L)`.
+    """
+    if hidden_states.shape[:2] != shape:
+        raise IndexError(f"Rows of shape {tuple(shape)} were chosen from states of {tuple(hidden_states.shape)}.")
     return hidden_states.flatten(0, 1).index_select(0, places.to(hidden_states.device)).unsqueeze(0)
 
 
@@ -90,7 +101,9 @@ def on_rows(layer: nn.Module, rows: Tensor) -> Iterator[None]:
             scaling=attention.scaling,
             is_causal=False,
         )
-        attended = whole.attention.output(at_places(mixed.flatten(2), chosen), at_places(hidden_states, places))
+        attended = whole.attention.output(
+            at_places(mixed.flatten(2), chosen, is_chosen.shape), at_places(hidden_states, places, rows.shape)
+        )
         return whole.feed_forward_chunk(attended)
 
     layer.forward = forward

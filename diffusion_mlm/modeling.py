@@ -238,8 +238,8 @@ def _keep_rows(base_model: nn.Module, rows: Tensor) -> Iterator[None]:
 
     def keep(_module: nn.Module, _args: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (at_places(output[0], places), *output[1:])
-        output.last_hidden_state = at_places(output.last_hidden_state, places)
+            return (at_places(output[0], places, rows.shape), *output[1:])
+        output.last_hidden_state = at_places(output.last_hidden_state, places, rows.shape)
         return output
 
     handle = base_model.register_forward_hook(keep)

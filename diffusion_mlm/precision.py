@@ -14,7 +14,7 @@ from .aligned_head import has_aligned_rows
 from .cuda_graphs import record_layers
 from .last_layer import last_layer
 from .modeling import unwrap
-from .packed_linear import pack_linears
+from .packed_linear import pack_linears, unpack_linears
 
 DTYPES = ("float32", "bfloat16", "int8")
 
@@ -38,10 +38,13 @@ def set_precision(model: Model, dtype: str) -> Model:
         raise ValueError(f"`dtype` {dtype!r} is for masked models: noise on embeddings is computed in float32.")
     if dtype != "int8":
         model = model.to(getattr(torch, dtype))
+        unpack_linears(model)
         if dtype == "bfloat16" and next(model.parameters()).device.type == "cpu":
             head = getattr(unwrap(model), "get_output_embeddings", lambda: None)()
-            pack_linears(model, except_for=None if head is None or has_aligned_rows(head) else head)
+            unaligned = isinstance(head, nn.Linear) and not has_aligned_rows(head)
+            pack_linears(model, except_for=head if unaligned else None)
         return model
+    unpack_linears(model)
     if next(model.parameters()).device.type != "cpu":
         raise ValueError("`dtype` 'int8' is for CPUs: choose 'bfloat16' on a GPU.")
     try:

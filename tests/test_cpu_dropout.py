@@ -1,4 +1,4 @@
-"""Dropout on a CPU: the law of torch's, the attention of torch's, and the same run whenever it is resumed."""
+"""Dropout on a CPU has the law of torch's, and attention there is torch's."""
 
 import math
 
@@ -11,6 +11,11 @@ from torch import nn
 
 from diffusion_mlm import cpu_dropout
 from diffusion_mlm.cpu_dropout import attention, dropout, fast_dropout
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.99])
@@ -83,10 +88,37 @@ def test_attention_has_the_mean_of_torch_over_what_is_dropped():
     assert torch.allclose(found, F.scaled_dot_product_attention(query, key, value, scale=0.5)[0], atol=3e-2)
 
 
-def test_a_row_without_any_key_is_finite():
-    seen = torch.zeros(1, 1, 2, 3, dtype=torch.bool)
-    x = torch.randn(1, 1, 3, 4)
-    assert attention(x[:, :, :2], x, x, seen, 0.1, 0.5).isfinite().all()
+@pytest.mark.parametrize("least", [None, -math.inf, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_without_any_key_is_finite_and_so_are_gradients(least, dtype):
+    seen = torch.tensor([[[[True, False, True], [False, False, False]]]])
+    mask = seen if least is None else torch.zeros(seen.shape).masked_fill(~seen, least)
+    x = torch.randn(1, 1, 3, 4, dtype=dtype, requires_grad=True)
+    found = attention(x[:, :, :2], x, x, mask, 0.1, 0.5)
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_of_a_checkpoint_are_those_of_its_forward(reentrant):
+    torch.manual_seed(0)
+    linear, drop = nn.Linear(4, 4), nn.Dropout(0.5)
+    model, x = nn.Sequential(linear, drop), torch.randn(64, 4, requires_grad=True)
+    with fast_dropout(model):
+        found = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant)
+    found.sum().backward()
+    assert torch.equal(linear.bias.grad, 2.0 * found.ne(0).sum(0))
+
+
+def test_emulated_products_are_done_in_float32(monkeypatch):
+    monkeypatch.setattr(cpu_dropout, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(cpu_dropout, "dropout", lambda x, p: x)
+    x = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention(x, x, x, None, 0.1, 0.5)
+    exact = F.scaled_dot_product_attention(x.float(), x.float(), x.float(), scale=0.5)
+    assert torch.equal(found, exact.bfloat16())
 
 
 class Dropping(nn.Module):

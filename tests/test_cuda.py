@@ -10,6 +10,7 @@ from diffusion_mlm import (
     DiffusionTrainingArguments,
     evaluate_texts,
     generate,
+    infill,
     load_generator,
     score,
     story_language,
@@ -114,6 +115,15 @@ def test_canvases_on_the_cpu_and_logits_on_the_gpu_write_the_text_of_the_cpu(set
     here = generate(model, tokenizer, prefixes, seed=0, **settings).texts
     assert generate(model.cuda(), tokenizer, prefixes, seed=0, **settings).texts == here
     assert next(stream(model, tokenizer, "Once", seed=0, **settings)).canvas.device.type == "cpu"
+
+
+def test_blanks_of_unknown_length_are_filled_as_on_the_cpu():
+    model, tokenizer = load_generator(STORIES_GENERATOR)
+    template = "Once upon a time, <mask:1-3> lived near the river."
+    here = infill(model, tokenizer, template, seed=0)[0]
+    there = infill(model.cuda(), tokenizer, template, seed=0)[0]
+    assert there.text == here.text
+    assert there.nelbo_nats_per_token == pytest.approx(here.nelbo_nats_per_token, rel=1e-4)
 
 
 def test_constraints_guidance_and_processors_work_there_as_on_the_cpu():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion_mlm import packed_linear
-from diffusion_mlm.packed_linear import PackedLinear, pack_linears
+from diffusion_mlm.packed_linear import PackedLinear, multiplies_bfloat16, pack_linears, unpack_linears
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_products_are_those_of_linear_layers_and_weights_are_packed_once(model, 
 
 @pytest.mark.parametrize("rows", [1, 80, 640])
 def test_bfloat16_products_are_those_of_linear_layers(rows):
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if not multiplies_bfloat16():
         pytest.skip("this processor has no bfloat16")
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(256, 384)).bfloat16(), torch.randn(rows, 256).bfloat16()
@@ -102,13 +102,64 @@ def test_copies_are_whole_and_hold_no_packed_weights(model):
 
 
 def test_a_machine_that_packs_nothing_leaves_the_model_as_it_is(monkeypatch):
-    def fails(weight):
+    def fails(weight, rows):
         raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512")
 
-    monkeypatch.setattr(packed_linear, "_pack", fails)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", fails)
     model = nn.Sequential(nn.Linear(4, 4))
     pack_linears(model)
     assert type(model[0]) is nn.Linear
+
+
+def test_a_format_that_cannot_be_packed_takes_the_usual_way(model):
+    x = torch.randn(5, 48)
+    with torch.no_grad():
+        model(x)
+        model.double()
+        assert torch.equal(model(x.double()), expected(model, x.double()))
+
+
+def test_weights_of_inference_mode_autocast_and_tracing_take_the_usual_way(model, monkeypatch):
+    found, x = packs(monkeypatch), torch.randn(5, 48)
+    with torch.inference_mode():
+        other = nn.Sequential(nn.Linear(48, 64))
+        other[0].__class__ = PackedLinear
+        assert torch.equal(other(x), F.linear(x, other[0].weight, other[0].bias))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert model[0](x).dtype == torch.bfloat16
+    with torch.no_grad():
+        assert torch.equal(torch.jit.trace(model[0], x, check_trace=False)(x), F.linear(x, model[0].weight, model[0].bias))
+    assert found == []
+
+
+def test_a_layer_that_moves_leaves_nothing_behind(model):
+    with torch.no_grad():
+        model(torch.randn(5, 48))
+    assert model[0]._packed is not None
+    model.to("meta")
+    assert model[0]._packed is None
+
+
+def test_an_unpacked_model_is_as_before(model):
+    x = torch.randn(5, 48)
+    with torch.no_grad():
+        model(x)
+        unpack_linears(model)
+        assert [type(layer) for layer in model] == [nn.Linear, nn.LayerNorm, nn.Linear, nn.Linear]
+        assert torch.equal(model(x), expected(model, x))
+    assert not any(name.startswith("_packed") for name in vars(model[0]) if vars(model[0])[name] is not None)
+
+
+def test_layers_that_peft_changes_are_left_alone():
+    class LoraLike(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.base_layer, self.lora_A = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    model = nn.Sequential(LoraLike(), nn.Linear(4, 4))
+    pack_linears(model)
+    assert type(model[0].base_layer) is nn.Linear
+    assert type(model[1]) is PackedLinear
 
 
 def test_layers_of_other_classes_stay_as_they_are():
