@@ -60,7 +60,7 @@ DEFAULTS: dict[str, Any] = {
     "sampler": None,
 }
 _NOT_OF_A_PRESET = ("max_new_tokens", "stride", "num_return_sequences", "batch_size", "sampler")
-_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.05}
+_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.07}
 
 # What each preset changes; everything else but length, number and batch size is as in DEFAULTS.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 SAMPLERS = ("ddim", "ddpm")  # of embedding diffusion
 
-_BLOCK_LENGTH = 16  # by default, see `DiffusionGenerationConfig`
+_BLOCK_LENGTH, _BLOCK_OF_INDEPENDENT = 16, 32  # by default, see `DiffusionGenerationConfig`
 
 # Names of the base class that say nothing about how to sample and may stand in a file.
 _BOOKKEEPING = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "do_sample"}
@@ -99,11 +99,12 @@ class DiffusionGenerationConfig(GenerationConfig):
             the probability that takes the mask rate from one step to the next, which is 1 - s / t for `linear`: the
             ancestral sampling of MDLM, LLaDA's and SMDM's loop of random remasking.
         adaptive (`str`, *optional*): reveal as many as the model is sure of: `threshold`, `factor`, `entropy_bound`,
-            `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.05) and at most `max_reveal` in a
+            `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.07) and at most `max_reveal` in a
             step; see `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
         block_length (`int`, *optional*): finish so many tokens before the next ones begin; 0 is off. By default 16
             where every token has a forward of its own and the surest come first, which was better on stories and on
-            text (`results/block_length.json`); else off: tokens that a step reveals together do better far apart.
+            text (`results/block_length.json`), and 32 with `adaptive="independent"` and no `steps`; else off: tokens
+            that a step reveals together do better far apart.
         order (`str`): which masked positions are revealed next: `random`, `confidence`, `margin`, `entropy`,
             `left_to_right`.
         order_noise (`float`): scale of the Gumbel noise on the order, annealed to 0 over the steps.
@@ -226,6 +227,8 @@ class DiffusionGenerationConfig(GenerationConfig):
         if self.block_length is not None:
             return self.block_length or None
         surest_first = self.order in ("confidence", "margin", "entropy") and self.order_from == "distribution"
+        if surest_first and self.steps is None and self.adaptive == "independent":
+            return _BLOCK_OF_INDEPENDENT
         one_by_one = self.steps is None and self.steps_per_token == 1 and self.adaptive is None
         one_by_one = one_by_one and self.reveal == "planned"
         return _BLOCK_LENGTH if surest_first and one_by_one and self.remask == "none" else None

@@ -75,7 +75,7 @@ def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
             "threshold": (0.95, 0.9, 0.7, 0.5),
             "factor": (1.0,),
             "entropy_bound": (0.1, 0.5, 1.0),
-            "independent": (0.05, 0.1, 0.25),
+            "independent": (0.07, 0.1, 0.25),
         }.items()
         for bound in bounds
     ]

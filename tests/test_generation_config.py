@@ -304,10 +304,14 @@ def test_the_bound_of_an_adaptive_rule_has_a_default_of_its_own() -> None:
         ({"block_length": 0}, None),
         ({"block_length": 5, "order": "random"}, 5),
         *[({name: value}, None) for name, value in {"order": "random", "steps": 20, "adaptive": "threshold"}.items()],
-        *[({"preset": preset}, None) for preset in ("fast", "faithful", "guide")],
+        *[({"preset": preset}, None) for preset in ("faithful", "guide")],
+        ({"preset": "fast"}, 32),
+        ({"preset": "fast", "steps": 20}, None),
+        ({"preset": "fast", "order": "random"}, None),
+        ({"preset": "fast", "block_length": 0}, None),
     ],
 )
-def test_tokens_come_in_blocks_by_default_only_where_each_has_a_forward_of_its_own(settings, expected):
+def test_tokens_come_in_blocks_by_default_only_where_few_come_at_once(settings, expected):
     assert DiffusionGenerationConfig(**settings).to_block_length() == expected
 
 

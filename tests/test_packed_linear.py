@@ -128,7 +128,9 @@ def test_weights_of_inference_mode_autocast_and_tracing_take_the_usual_way(model
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert model[0](x).dtype == torch.bfloat16
     with torch.no_grad():
-        assert torch.equal(torch.jit.trace(model[0], x, check_trace=False)(x), F.linear(x, model[0].weight, model[0].bias))
+        assert torch.equal(
+            torch.jit.trace(model[0], x, check_trace=False)(x), F.linear(x, model[0].weight, model[0].bias)
+        )
     assert found == []
 
 

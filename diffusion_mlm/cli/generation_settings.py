@@ -56,12 +56,12 @@ class GenerationSettings(CheckpointArguments):
         "reveal", "As many tokens a step as the schedule plans, or each token by chance.", "planned"
     )
     adaptive: str | None = setting("adaptive", "Reveal as many as the model is sure of.", "off")
-    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.05")
+    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.07")
     max_reveal: int | None = setting("max_reveal", "Of --adaptive: the most in one step.", "unlimited")
     block_length: int | None = setting(
         "block_length",
         "Finish so many tokens before the next ones; 0 is off.",
-        "16 for a token a step, surest first",
+        "16 for a token a step, surest first; 32 for --adaptive independent",
     )
     order: str | None = setting("order", "What is revealed first.", "entropy")
     order_noise: float | None = setting("order_noise", "Gumbel noise on the order, annealed to 0.", "0.0")
