@@ -57,12 +57,15 @@ class PackedLinear(nn.Linear):
 def pack_linears(model: nn.Module, except_for: nn.Module | None = None) -> None:
     """Makes the linear layers of a model `PackedLinear`, in place, if this machine and its torch can pack them.
 
-    Those of other classes stay as they are, and those inside layers of peft, which changes them by `weight.data`.
+    Those of other classes stay as they are, and those inside layers of peft, which changes them by `weight.data`: wrap
+    a model first and pack it then.
     """
     chosen = [
         module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and module is not except_for and "base_layer" not in name.split(".")
+        if type(module) is nn.Linear
+        and module is not except_for
+        and not any(part == "base_layer" or part.startswith("lora_") for part in name.split("."))
     ]
     if chosen and _pack(chosen[0].weight) is not None:
         for module in chosen:

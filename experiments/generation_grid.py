@@ -70,12 +70,12 @@ def settings_to_try(steps: list[int]) -> list[dict[str, Any]]:
     blocks = [{"block_length": length} for length in (0, 8, 16, 32)]
     few = [{"schedule": schedule, "steps": count} for schedule in ("cosine", "maskgit") for count in steps[:3]]
     adaptive = [
-        {"adaptive": rule, "adaptive_bound": bound}
+        {"adaptive": rule, "adaptive_bound": bound, **({"block_length": 0} if rule == "independent" else {})}
         for rule, bounds in {
             "threshold": (0.95, 0.9, 0.7, 0.5),
             "factor": (1.0,),
             "entropy_bound": (0.1, 0.5, 1.0),
-            "independent": (0.07, 0.1, 0.25),
+            "independent": (0.05, 0.1, 0.25),
         }.items()
         for bound in bounds
     ]

@@ -1,5 +1,6 @@
 """Generation: what is promised of every text (guarantees 1, 2 and 3), and every way to ask for one wrongly."""
 
+import copy
 import json
 import logging
 import re
@@ -809,3 +810,22 @@ def test_a_constrained_text_may_end_in_any_window(
     assert sample.finished and 40 < len(sample.token_ids) < 80 and sample.text.endswith(".")
     assert not re.search(r"\b(Mia|Ben|Leo|he)\b", sample.text)
     assert torch.isfinite(story_language.log_prob([sample.text])).all()
+
+
+def test_rows_without_padding_have_a_mask_unless_the_model_needs_none(
+    shared_roberta: RobertaForMaskedLM, story_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def masks_of(model: Any, prefixes: list[str]) -> set[bool]:
+        seen: set[bool] = set()
+        hook = model.register_forward_pre_hook(
+            lambda _module, _args, kwargs: seen.add("attention_mask" in kwargs), with_kwargs=True
+        )
+        generate(model, story_tokenizer, prefixes, max_new_tokens=4, steps=2, seed=0)
+        hook.remove()
+        return seen
+
+    like_bert, other = copy.deepcopy(shared_roberta), story_language.ExactDenoiser()
+    generate(like_bert, story_tokenizer, "Once", max_new_tokens=4, seed=0)  # what is found out once about a model
+    assert masks_of(like_bert, ["Once", "One"]) == {False}
+    assert masks_of(like_bert, ["Once", "Once upon a"]) == {True}
+    assert masks_of(other, ["Once", "One"]) == {True}

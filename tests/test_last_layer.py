@@ -8,7 +8,7 @@ from torch import nn
 from transformers import BertConfig, CamembertConfig, ElectraConfig, RobertaConfig, XLMRobertaConfig
 
 from diffusion_mlm.aligned_head import aligned_rows
-from diffusion_mlm.last_layer import last_layer, on_rows
+from diffusion_mlm.last_layer import at_places, last_layer, on_rows, places_of
 from diffusion_mlm.modeling import build_model, logits_at
 
 SIZE = {
@@ -240,3 +240,11 @@ def test_with_gradients_rows_are_not_aligned():
     model = model_of(vocab_size=43)
     rows, inputs = example(padded=False)
     assert logits_at(model, rows, **inputs).stride() == (43, 1)
+
+
+def test_states_of_another_shape_than_the_rows_are_refused():
+    rows = torch.tensor([[True, False], [False, True], [True, True]])
+    places, states = places_of(rows, torch.device("cpu")), torch.randn(3, 2, 4)
+    assert torch.equal(at_places(states, places, rows.shape)[0], states[rows])
+    with pytest.raises(IndexError, match=r"Rows of shape \(3, 2\) were chosen from states of \(2, 3, 4\)"):
+        at_places(states.view(2, 3, 4), places, rows.shape)

@@ -156,11 +156,11 @@ def test_layers_that_peft_changes_are_left_alone():
     class LoraLike(nn.Module):
         def __init__(self):
             super().__init__()
-            self.base_layer, self.lora_A = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.base_layer, self.lora_A = nn.Linear(4, 4), nn.ModuleDict({"default": nn.Linear(4, 2)})
 
     model = nn.Sequential(LoraLike(), nn.Linear(4, 4))
     pack_linears(model)
-    assert type(model[0].base_layer) is nn.Linear
+    assert type(model[0].base_layer) is type(model[0].lora_A["default"]) is nn.Linear
     assert type(model[1]) is PackedLinear
 
 

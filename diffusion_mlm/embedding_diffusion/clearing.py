@@ -7,7 +7,7 @@ from ..sampling import log_probabilities
 from ..unmasking import position_scores, take_highest, take_independent
 from .noise import sampling_times, staggered_times
 
-_SURE = 0.05  # entropy in nats: that of `adaptive="independent"`, see `unmasking.AdaptiveCount`
+_SURE = 0.05  # entropy in nats, see `unmasking.take_independent`
 _LAST = 1e6  # less than any entropy
 
 
