@@ -5,14 +5,14 @@ kernel there: it computes in float32 and looks at its scores several times more 
 of a training step of a small model.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from .packed_linear import multiplies_bfloat16
 
@@ -21,24 +21,21 @@ _MOST_THREADS = 4  # beyond, PyTorch's numbers, which it draws with all threads,
 
 
 def fast_dropout(model: nn.Module) -> AbstractContextManager[Any]:
-    """Has dropout be drawn as `dropout` does while `model` runs, where that pays: in training, on a CPU."""
+    """Has dropout be drawn as `dropout` does where that pays: in steps of training on a CPU.
+
+    For a whole step: layers whose activations are not kept run again in the backward pass, and must drop the same.
+    """
     parameter = next(model.parameters(), None)
-    pays = (
-        model.training
-        and parameter is not None
-        and parameter.device.type == "cpu"
-        and torch.get_num_threads() <= _MOST_THREADS
-        and _drops_and_runs_once(model)
-    )
-    return _FastDropout() if pays else nullcontext()
+    on_cpu = parameter is not None and parameter.device.type == "cpu"
+    pays = on_cpu and torch.get_num_threads() <= _MOST_THREADS and _drops_as_written(model)
+    return _in_place_of_torchs() if pays else nullcontext()
 
 
-def _drops_and_runs_once(model: nn.Module) -> bool:
-    """Whether there is any dropout, and no layer is compiled or runs again in the backward pass."""
+def _drops_as_written(model: nn.Module) -> bool:
+    """Whether there is any dropout, and nothing is compiled."""
     drops = False
     for module in model.modules():
-        again = getattr(module, "gradient_checkpointing", False)
-        if again or hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             return False
         drops = drops or (isinstance(module, nn.Dropout) and module.p > 0)
     return drops
@@ -52,7 +49,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """
     kept = round((1 - p) * 2**_BITS)
     if not 0 < kept < 2**_BITS:
-        return F.dropout(x, p)
+        return _DROPOUT(x, p)
     of_four = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     bits = of_four.view(torch.int16)[: x.numel()].view(x.shape)
     return x * (bits < kept - 2 ** (_BITS - 1)).to(x.dtype).mul_(2**_BITS / kept)
@@ -80,27 +77,30 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p:
     return torch.matmul(dropout(weights, p), value)
 
 
-class _FastDropout(TorchFunctionMode):
-    """Answers the calls of torch's dropout and attention that `dropout` and `attention` stand in for."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _ANSWERS and not _runs_again():
-            return _ANSWERS[func](*args, **kwargs)
-        return func(*args, **kwargs)
+# Put into the module itself: a mode of torch's would be off in the backward pass, where layers may run again.
+_DROPOUT, _ATTENTION = F.dropout, F.scaled_dot_product_attention
+_lock, _users = threading.Lock(), 0
 
 
-def _runs_again() -> bool:
-    """Whether this may be inside `torch.utils.checkpoint`, which the backward pass runs again, without this mode."""
-    hooks: Any = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return not torch.is_grad_enabled() or hooks is None or hooks(True) is not None
+@contextmanager
+def _in_place_of_torchs() -> Iterator[None]:
+    """Has `torch.nn.functional` call `dropout` and `attention` where they can stand in, in all threads meanwhile."""
+    global _users
+    with _lock:
+        _users += 1
+        F.dropout, F.scaled_dot_product_attention = _dropout, _attention
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0:
+                F.dropout, F.scaled_dot_product_attention = _DROPOUT, _ATTENTION
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not training or inplace or not 0 < p < 1 or not _is_plain(input):
-        return F.dropout(input, p, training, inplace)
+        return _DROPOUT(input, p, training, inplace)
     return dropout(input, p)
 
 
@@ -116,17 +116,9 @@ def _attention(
 ) -> Tensor:
     known = query.dim() == 4 and not is_causal and not enable_gqa and all(map(_is_plain, (query, key, value)))
     if not 0 < dropout_p < 1 or not known:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return _ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return attention(query, key, value, attn_mask, dropout_p, query.shape[-1] ** -0.5 if scale is None else scale)
 
 
 def _is_plain(x: Tensor) -> bool:
     return type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-
-
-_ANSWERS: dict[Callable[..., Any], Callable[..., Any]] = {
-    F.dropout: _dropout,
-    F.scaled_dot_product_attention: _attention,
-}

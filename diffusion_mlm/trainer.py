@@ -226,6 +226,11 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
 
     # Loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """That of the Trainer: the loss of a micro-batch, and its gradients."""
+        with fast_dropout(self.model):
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -262,8 +267,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
         self, model: nn.Module, inputs: dict[str, Any], corrupted: CorruptedBatch, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Logits and losses of the positions `rows`, `(N, V)` and `(N,)`."""
-        with fast_dropout(model):
-            logits = logits_at(model, rows, **inputs)
+        logits = logits_at(model, rows, **inputs)
         forbidden = self._forbidden.to(logits.device)
         return logits, token_negative_log_likelihood(logits, corrupted.targets[rows], forbidden)
 
