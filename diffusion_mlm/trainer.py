@@ -226,10 +226,10 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
 
     # Loss
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """That of the Trainer: the loss of a micro-batch, and its gradients."""
-        with fast_dropout(self.model):
-            return super().training_step(*args, **kwargs)
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """That of the Trainer: loss and gradients of a micro-batch. `model` is the one that may be compiled."""
+        with fast_dropout(model):
+            return super().training_step(model, *args, **kwargs)
 
     def compute_loss(
         self,
