@@ -32,6 +32,7 @@ from .generation_config import DEFAULTS, DiffusionGenerationConfig
 from .guidance import require_guidance
 from .hub_access import HubSource
 from .modeling import end_token_id, load_model, require_mask_token, unwrap
+from .packed_linear import pack_linears
 from .row_steps import OnTextStep
 from .tokenization import decode_text
 from .tracing import TraceRecorder
@@ -92,7 +93,8 @@ def load_generator(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model ready to generate and its tokenizer, from a directory or the Hub (`source`: see `load_model`).
 
-    The model's `generation_config` is the `DiffusionGenerationConfig` saved beside it, or the defaults.
+    The model's `generation_config` is the `DiffusionGenerationConfig` saved beside it, or the defaults. On a CPU its
+    matrices are packed when they are first used, which takes their memory twice (see `packed_linear`).
 
     Raises:
         ValueError: see `modeling.load_model`; or the tokenizer cannot be loaded or has no mask token; or
@@ -109,6 +111,7 @@ def load_generator(
         model = load_model(name_or_path, **how)
     tokenizer = load_tokenizer(name_or_path, **how)
     model.generation_config = saved_generation_config(name_or_path, argument, source)
+    pack_linears(model)
     return model.eval(), tokenizer
 
 

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from .aligned_head import has_aligned_rows
 from .cuda_graphs import record_layers
 from .last_layer import last_layer
 from .modeling import unwrap
@@ -24,9 +23,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def set_precision(model: Model, dtype: str) -> Model:
     """The model, changed in place, with weights of the format `dtype`, one of `DTYPES`.
 
-    bfloat16 on a CPU that has it packs the matrices of linear layers, which takes their memory twice, see
-    `packed_linear`. int8 is for these matrices; embeddings stay float32, the one that the head shares with them
-    included. It pays compiled only, see `compile_layers`.
+    On a CPU the matrices of linear layers are packed, which takes their memory twice, see `packed_linear`. int8 is for
+    these matrices; embeddings stay float32, the one that the head shares with them included. It pays compiled only,
+    see `compile_layers`.
 
     Raises:
         ValueError: another format, int8 on a GPU, or anything but float32 for embedding diffusion.
@@ -38,11 +37,8 @@ def set_precision(model: Model, dtype: str) -> Model:
         raise ValueError(f"`dtype` {dtype!r} is for masked models: noise on embeddings is computed in float32.")
     if dtype != "int8":
         model = model.to(getattr(torch, dtype))
-        unpack_linears(model)
-        if dtype == "bfloat16" and next(model.parameters()).device.type == "cpu":
-            head = getattr(unwrap(model), "get_output_embeddings", lambda: None)()
-            unaligned = isinstance(head, nn.Linear) and not has_aligned_rows(head)
-            pack_linears(model, except_for=head if unaligned else None)
+        if next(model.parameters()).device.type == "cpu":
+            pack_linears(model)
         return model
     unpack_linears(model)
     if next(model.parameters()).device.type != "cpu":

@@ -27,6 +27,7 @@ from .loss_buckets import BY_MASK_RATE, LossBuckets, bucket_logs
 from .modeling import end_token_id, forbidden_token_ids, logits_at, selects_rows, unwrap
 from .objectives import objective_sum, objective_units, row_means, scored_positions, token_negative_log_likelihood
 from .optimizers import MuonWithAdamW
+from .packed_linear import unpack_linears
 from .parallel_trainer import ParallelTrainer
 from .randomness import fold_in, make_key
 from .rate_distributions import ImportanceRates
@@ -121,6 +122,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
             )
         self._forbidden = torch.tensor(forbidden_token_ids(tokenizer, self._generates_end, vocab_size))
         self._forget()
+        unpack_linears(model)
         super().__init__(
             model=model,
             args=args,

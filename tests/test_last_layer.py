@@ -225,7 +225,7 @@ def test_logits_of_aligned_rows_are_the_full_ones_and_may_be_written_to():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("change", [lambda model: model.bfloat16(), lambda model: model.lm_head.decoder.compile()])
+@pytest.mark.parametrize("change", [lambda model: model.double(), lambda model: model.lm_head.decoder.compile()])
 def test_another_head_writes_the_rows_that_it_always_wrote(change):
     model = model_of(vocab_size=43)
     rows, inputs = example(padded=False)

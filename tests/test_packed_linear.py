@@ -2,22 +2,27 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from torch import nn
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 from diffusion_mlm import packed_linear
 from diffusion_mlm.packed_linear import PackedLinear, multiplies_bfloat16, pack_linears, unpack_linears
 
 
 @pytest.fixture
-def model():
-    """Packed in float32: this processor may have no others."""
+def model(monkeypatch):
+    """Packed in float32, as small as it is: this processor may have no others."""
+    monkeypatch.setattr(packed_linear, "_LEAST", 0)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(48, 64), nn.LayerNorm(64), nn.Linear(64, 33, bias=False), nn.Linear(33, 17))
-    pack_linears(model, except_for=model[3])
+    model = nn.Sequential(nn.Linear(48, 64), nn.LayerNorm(64), nn.Linear(64, 33, bias=False))
+    pack_linears(model)
     if type(model[0]) is nn.Linear:
         pytest.skip("this machine packs nothing")
     return model
@@ -50,7 +55,17 @@ def test_products_are_those_of_linear_layers_and_weights_are_packed_once(model, 
         for _ in range(3):
             assert torch.allclose(model(x), expected(model, x), atol=1e-5)
     assert found == [(64, 48), (33, 64)]
-    assert [type(layer) for layer in model] == [PackedLinear, nn.LayerNorm, PackedLinear, nn.Linear]
+    assert [type(layer) for layer in model] == [PackedLinear, nn.LayerNorm, PackedLinear]
+
+
+def test_few_products_of_float32_take_the_usual_way(monkeypatch):
+    found, model = packs(monkeypatch), nn.Sequential(nn.Linear(256, 512))
+    pack_linears(model)
+    with torch.no_grad():
+        model(torch.randn(2**7 - 1, 256))
+        assert found == [(512, 256)]  # to see whether this machine packs
+        model(torch.randn(2**7, 256))
+    assert found == [(512, 256)] * (2 if type(model[0]) is PackedLinear else 1)
 
 
 @pytest.mark.parametrize("rows", [1, 80, 640])
@@ -89,6 +104,30 @@ def test_gradients_and_other_formats_take_the_usual_way(model, monkeypatch):
     assert found == []
 
 
+def test_weights_changed_by_way_of_data_are_packed_anew(model):
+    x = torch.randn(5, 48)
+    with torch.no_grad():
+        before = model(x)
+        version = model[0].weight._version
+        model[0].weight.data.add_(0.1)
+        assert model[0].weight._version == version
+        assert torch.allclose(model(x), expected(model, x), atol=1e-5)
+        assert not torch.allclose(model(x), before)
+
+
+@pytest.mark.parametrize("shape", [(33, 64), (768, 768), (50, 3)])
+def test_what_is_looked_at_for_changes_is_not_of_a_single_column(shape, monkeypatch):
+    monkeypatch.setattr(packed_linear, "_LEAST", 0)
+    layer = nn.Linear(shape[1], shape[0])
+    layer.__class__ = PackedLinear
+    with torch.no_grad():
+        layer.weight.copy_(torch.arange(layer.weight.numel()).view(shape))
+        layer(torch.randn(2, shape[1]))
+    seen = layer._packed_probes[0].long()
+    assert len(set((seen % shape[1]).tolist())) >= min(shape[1], 32)
+    assert len(set((seen // shape[1]).tolist())) >= min(shape[0], 32)
+
+
 def test_copies_are_whole_and_hold_no_packed_weights(model):
     x = torch.randn(5, 48)
     with torch.no_grad():
@@ -98,7 +137,7 @@ def test_copies_are_whole_and_hold_no_packed_weights(model):
             assert torch.equal(other(x), before)
             other[0].weight.zero_()
             assert torch.equal(model(x), before)
-    assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight", "3.weight", "3.bias"}
+    assert set(model.state_dict()) == {"0.weight", "0.bias", "1.weight", "1.bias", "2.weight"}
 
 
 def test_a_machine_that_packs_nothing_leaves_the_model_as_it_is(monkeypatch):
@@ -134,12 +173,13 @@ def test_weights_of_inference_mode_autocast_and_tracing_take_the_usual_way(model
     assert found == []
 
 
-def test_a_layer_that_moves_leaves_nothing_behind(model):
+def test_a_layer_that_leaves_the_cpu_is_a_plain_one(model):
     with torch.no_grad():
         model(torch.randn(5, 48))
     assert model[0]._packed is not None
-    model.to("meta")
-    assert model[0]._packed is None
+    assert type(model.double()[0]) is PackedLinear and model[0]._packed is None
+    assert type(model.to("meta")[0]) is nn.Linear
+    assert not any(name.startswith("_packed") for name in vars(model[0]))
 
 
 def test_an_unpacked_model_is_as_before(model):
@@ -147,21 +187,57 @@ def test_an_unpacked_model_is_as_before(model):
     with torch.no_grad():
         model(x)
         unpack_linears(model)
-        assert [type(layer) for layer in model] == [nn.Linear, nn.LayerNorm, nn.Linear, nn.Linear]
+        assert [type(layer) for layer in model] == [nn.Linear, nn.LayerNorm, nn.Linear]
         assert torch.equal(model(x), expected(model, x))
-    assert not any(name.startswith("_packed") for name in vars(model[0]) if vars(model[0])[name] is not None)
+    assert not any(name.startswith("_packed") for name in vars(model[0]))
 
 
-def test_layers_that_peft_changes_are_left_alone():
-    class LoraLike(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.base_layer, self.lora_A = nn.Linear(4, 4), nn.ModuleDict({"default": nn.Linear(4, 2)})
-
-    model = nn.Sequential(LoraLike(), nn.Linear(4, 4))
+def test_merged_adapters_are_noticed(monkeypatch):
+    monkeypatch.setattr(packed_linear, "_LEAST", 0)
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    torch.manual_seed(0)
+    model = RobertaForMaskedLM(config).eval()
     pack_linears(model)
-    assert type(model[0].base_layer) is type(model[0].lora_A["default"]) is nn.Linear
-    assert type(model[1]) is PackedLinear
+    ids = torch.arange(5, 15)[None]
+    adapted = get_peft_model(model, LoraConfig(target_modules=["query", "value", "dense"], init_lora_weights=False))
+    adapted.eval()
+    with torch.no_grad():
+        before, with_adapter = model(ids).logits, adapted(ids).logits  # both through the layers that it wrapped
+        merged = adapted.merge_and_unload()
+        assert torch.allclose(before, with_adapter)
+        assert torch.allclose(merged(ids).logits, with_adapter, atol=1e-5)
+        assert any(type(module) is PackedLinear and module._packed is not None for module in merged.modules())
+
+
+def test_rows_of_logits_begin_where_cache_lines_do(monkeypatch):
+    monkeypatch.setattr(packed_linear, "_LEAST", 0)
+    config = RobertaConfig(
+        vocab_size=41, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    model = RobertaForMaskedLM(config).eval()
+    ids = torch.arange(5, 15)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        pack_linears(model)
+        if type(model.lm_head.decoder) is nn.Linear:
+            pytest.skip("this machine packs nothing")
+        logits = model(ids).logits
+        assert logits.shape == before.shape and logits.stride(1) == 48
+        assert torch.allclose(logits, before, atol=1e-5)
+        model.lm_head.decoder.bias.add_(1.0)
+        assert torch.allclose(model(ids).logits, before + 1, atol=1e-5)
+        unpack_linears(model)
+        assert torch.equal(model(ids).logits, before + 1)
+        assert not hasattr(model.lm_head.decoder, "lengthens_rows")
+
+
+def test_a_copy_that_would_take_half_of_the_free_memory_is_not_made(monkeypatch):
+    model = nn.Sequential(nn.Linear(64, 64))  # 16 KiB
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**15 - 1))
+    pack_linears(model)
+    assert type(model[0]) is nn.Linear
 
 
 def test_layers_of_other_classes_stay_as_they_are():
