@@ -17,7 +17,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from .averaging_trainer import AveragingTrainer
 from .batch_fingerprint import bad_rows, name_rows, row_fingerprint, rows_of_step
 from .corruption import CorruptedBatch
-from .cpu_dropout import fast_dropout
+from .cpu_training import fast_step
 from .data_collator import DataCollatorForMaskedDiffusion
 from .durable_trainer import DurableTrainer
 from .errors import NonFiniteLossError
@@ -230,7 +230,7 @@ class DiffusionTrainer(ParallelTrainer, AveragingTrainer, DurableTrainer, Pushin
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """That of the Trainer: loss and gradients of a micro-batch. `model` is the one that may be compiled."""
-        with fast_dropout(model):
+        with fast_step(model):
             return super().training_step(model, *args, **kwargs)
 
     def compute_loss(

@@ -51,7 +51,7 @@ TEXT_AND_MODELS = (
     "time_conditioning",
     "presets",
     "aligned_head",
-    "cpu_dropout",
+    "cpu_training",
     "packed_linear",
     "cuda_graphs",
     "last_layer",

@@ -23,6 +23,7 @@ from diffusion_mlm import (
     DiffusionGenerationConfig,
     DiffusionTrainer,
     DiffusionTrainingArguments,
+    cpu_training,
     story_language,
 )
 from diffusion_mlm.callbacks import LogLineCallback, SampleTextCallback
@@ -30,6 +31,7 @@ from diffusion_mlm.errors import NonFiniteLossError
 from diffusion_mlm.evaluation.likelihood import bound_of_rows
 from diffusion_mlm.modeling import build_model, logits_at
 from diffusion_mlm.objectives import OBJECTIVES
+from diffusion_mlm.packed_linear import PackedLinear, pack_linears
 
 TOKENIZER = story_language.tokenizer()
 NOTHING_TO_MASK = [0, 2]
@@ -395,6 +397,24 @@ def test_training_lowers_the_loss_and_logs_it_by_mask_rate(tmp_path):
 
 
 # Evaluation
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_step_draws_its_own_dropout_unless_the_model_is_compiled(tmp_path, monkeypatch, compiled):
+    drawn = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(cpu_training, "dropout", lambda x, p: drawn.append(p) or x)
+    how = {"torch_compile": True, "torch_compile_backend": "eager"} if compiled else {}
+    make_trainer(tmp_path, model=tiny_model(dropout=0.25), max_steps=1, **how).train()
+    assert set(drawn) == (set() if compiled else {0.25})
+
+
+def test_a_model_that_is_trained_is_not_packed(tmp_path):
+    model = tiny_model()
+    pack_linears(model)
+    trainer = make_trainer(tmp_path, model=model, max_steps=1)
+    assert not any(isinstance(module, PackedLinear) for module in trainer.model.modules())
+    trainer.train()
 
 
 def test_evaluate_is_the_corpus_bound_whatever_the_batch(tmp_path):

@@ -24,6 +24,9 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb and returns its exit status, see `report_error`."""
+    # Large tensors in large pages, before PyTorch is loaded: gradients are new memory at every step, and each page of
+    # new memory costs a trap. Where the system has no such pages, nothing changes.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a character that the locale lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")

@@ -1,8 +1,8 @@
-"""Dropout on a CPU: sixteen random bits for each number, and attention in the format of its inputs.
+"""What makes a step of training fast on a CPU: dropout and attention.
 
 PyTorch draws the numbers of a dropout one by one, at ten nanoseconds each, and attention with dropout has no fused
 kernel there: it computes in float32 and looks at its scores several times more than it must. Together that is a third
-of a training step of a small model.
+of a training step of a small model. In bfloat16 the fused kernel without dropout is slow too, in the backward pass.
 """
 
 import threading
@@ -17,28 +17,26 @@ from torch import Tensor, nn
 from .packed_linear import multiplies_bfloat16
 
 _BITS = 16  # of a random number: p is kept to within 2**-17
+_SHORT = 256  # keys, for which scores in memory cost less than the backward pass of the fused kernel in bfloat16
 _MOST_THREADS = 4  # beyond, PyTorch's numbers, which it draws with all threads, come faster than these with one
 
 
-def fast_dropout(model: nn.Module) -> AbstractContextManager[Any]:
-    """Has dropout be drawn as `dropout` does where that pays: in steps of training on a CPU.
+def fast_step(model: nn.Module) -> AbstractContextManager[Any]:
+    """Has `torch.nn.functional` call `dropout` and `attention` where that pays: in steps of training on a CPU.
 
     For a whole step: layers whose activations are not kept run again in the backward pass, and must drop the same.
     """
     parameter = next(model.parameters(), None)
     on_cpu = parameter is not None and parameter.device.type == "cpu"
-    pays = on_cpu and torch.get_num_threads() <= _MOST_THREADS and _drops_as_written(model)
+    pays = on_cpu and torch.get_num_threads() <= _MOST_THREADS and not _is_compiled(model)
     return _in_place_of_torchs() if pays else nullcontext()
 
 
-def _drops_as_written(model: nn.Module) -> bool:
-    """Whether there is any dropout, and nothing is compiled."""
-    drops = False
-    for module in model.modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            return False
-        drops = drops or (isinstance(module, nn.Dropout) and module.p > 0)
-    return drops
+def _is_compiled(model: nn.Module) -> bool:
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
@@ -56,7 +54,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
-    """Scaled dot-product attention with dropout of its weights; shapes as torch's, `(B, H, L, D)`.
+    """Scaled dot-product attention, with dropout of its weights if `p` > 0; shapes as torch's, `(B, H, L, D)`.
 
     Scores are in the format of the inputs, their softmax in float32. A query that sees no key gets a mean of values.
 
@@ -74,7 +72,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p:
     elif mask is not None:
         scores = (scores + mask.to(scores.dtype)).clamp(min=least)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
-    return torch.matmul(dropout(weights, p), value)
+    return torch.matmul(dropout(weights, p) if p > 0 else weights, value)
 
 
 # Put into the module itself: a mode of torch's would be off in the backward pass, where layers may run again.
@@ -84,7 +82,7 @@ _lock, _users = threading.Lock(), 0
 
 @contextmanager
 def _in_place_of_torchs() -> Iterator[None]:
-    """Has `torch.nn.functional` call `dropout` and `attention` where they can stand in, in all threads meanwhile."""
+    """In all threads meanwhile, where `dropout` and `attention` can stand in."""
     global _users
     with _lock:
         _users += 1
@@ -115,7 +113,9 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     known = query.dim() == 4 and not is_causal and not enable_gqa and all(map(_is_plain, (query, key, value)))
-    if not 0 < dropout_p < 1 or not known:
+    fused_is_slow = query.dtype == torch.bfloat16 and key.shape[-2] <= _SHORT and torch.is_grad_enabled()
+    pays = 0 < dropout_p < 1 or (dropout_p == 0 and fused_is_slow and multiplies_bfloat16())
+    if not known or not pays:
         return _ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     return attention(query, key, value, attn_mask, dropout_p, query.shape[-1] ** -0.5 if scale is None else scale)
 

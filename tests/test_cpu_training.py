@@ -1,4 +1,4 @@
-"""Dropout on a CPU has the law of torch's, and attention there is torch's."""
+"""A step on a CPU: dropout has the law of torch's, and attention is torch's."""
 
 import math
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from diffusion_mlm import cpu_dropout
-from diffusion_mlm.cpu_dropout import attention, dropout, fast_dropout
+from diffusion_mlm import cpu_training
+from diffusion_mlm.cpu_training import attention, dropout, fast_step
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def masks():
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("scale", [0.5, 0.1])
 def test_attention_is_that_of_torch_where_nothing_is_dropped(monkeypatch, number, scale):
-    monkeypatch.setattr(cpu_dropout, "dropout", lambda x, p: x)
+    monkeypatch.setattr(cpu_training, "dropout", lambda x, p: x)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 3, length, 4, generator=generator) for length in (5, 7, 7))
     mask = masks()[number]
@@ -106,15 +106,15 @@ def test_gradients_of_a_checkpoint_are_those_of_its_forward(reentrant):
     torch.manual_seed(0)
     linear, drop = nn.Linear(4, 4), nn.Dropout(0.5)
     model, x = nn.Sequential(linear, drop), torch.randn(64, 4, requires_grad=True)
-    with fast_dropout(model):
+    with fast_step(model):
         found = torch.utils.checkpoint.checkpoint(model, x, use_reentrant=reentrant)
         found.sum().backward()
     assert torch.equal(linear.bias.grad, 2.0 * found.ne(0).sum(0))
 
 
 def test_emulated_products_are_done_in_float32(monkeypatch):
-    monkeypatch.setattr(cpu_dropout, "multiplies_bfloat16", lambda: False)
-    monkeypatch.setattr(cpu_dropout, "dropout", lambda x, p: x)
+    monkeypatch.setattr(cpu_training, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(cpu_training, "dropout", lambda x, p: x)
     x = torch.randn(1, 2, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found = attention(x, x, x, None, 0.1, 0.5)
@@ -144,8 +144,8 @@ def calls(monkeypatch, model):
     """How often the functions of this module are called while `model` runs."""
     counts = {"dropout": 0, "attention": 0}
     for name in counts:
-        monkeypatch.setattr(cpu_dropout, name, counting(name, getattr(cpu_dropout, name), counts))
-    with fast_dropout(model):
+        monkeypatch.setattr(cpu_training, name, counting(name, getattr(cpu_training, name), counts))
+    with fast_step(model):
         model(torch.ones(1, 1, 2, 2))
     return counts
 
@@ -164,25 +164,43 @@ def test_an_evaluated_model_drops_nothing(monkeypatch):
     assert calls(monkeypatch, Dropping().eval()) == {"dropout": 0, "attention": 0}
 
 
-@pytest.mark.parametrize(
-    "model",
-    [Dropping(0.0), compiled(), torch.compile(Dropping())],
-    ids=["without", "a compiled layer", "compiled"],
-)
-def test_others_are_left_to_torch(model):
-    assert type(fast_dropout(model)).__name__ == "nullcontext"
+@pytest.mark.parametrize("model", [compiled(), torch.compile(Dropping())], ids=["a compiled layer", "compiled"])
+def test_compiled_models_are_left_to_torch(model):
+    before = F.dropout, F.scaled_dot_product_attention
+    with fast_step(model):
+        assert (F.dropout, F.scaled_dot_product_attention) == before
 
 
 def test_many_threads_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert type(fast_dropout(Dropping())).__name__ == "nullcontext"
+    before = F.dropout, F.scaled_dot_product_attention
+    with fast_step(Dropping()):
+        assert (F.dropout, F.scaled_dot_product_attention) == before
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+@pytest.mark.parametrize("length", [256, 257])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_rows_in_bfloat16_have_attention_of_their_own_where_gradients_are_wanted(
+    monkeypatch, multiplies, length, dtype
+):
+    monkeypatch.setattr(cpu_training, "multiplies_bfloat16", lambda: multiplies)
+    counts = {"attention": 0}
+    monkeypatch.setattr(cpu_training, "attention", counting("attention", attention, counts))
+    x = torch.randn(1, 2, length, 4, dtype=dtype, requires_grad=True)
+    with fast_step(Dropping()):
+        found = F.scaled_dot_product_attention(x, x, x)
+        with torch.no_grad():
+            torchs = F.scaled_dot_product_attention(x, x, x)
+    assert counts == {"attention": int(multiplies and length == 256 and dtype == torch.bfloat16)}
+    assert torch.allclose(found, torchs, atol=2e-2 if dtype == torch.bfloat16 else 1e-6)
 
 
 @pytest.mark.parametrize("change", [{"is_causal": True}, {"enable_gqa": True}, {"dropout_p": 0.0}])
 def test_attention_that_is_not_known_is_torchs(monkeypatch, change):
-    monkeypatch.setattr(cpu_dropout, "attention", None)
+    monkeypatch.setattr(cpu_training, "attention", None)
     x = torch.randn(1, 2, 3, 4)
-    how, inside = {"dropout_p": 0.1, **change}, fast_dropout(Dropping())
+    how, inside = {"dropout_p": 0.1, **change}, fast_step(Dropping())
     torch.manual_seed(0)
     expected = F.scaled_dot_product_attention(x, x, x, **how)
     torch.manual_seed(0)
@@ -192,7 +210,7 @@ def test_attention_that_is_not_known_is_torchs(monkeypatch, change):
 
 def test_torch_is_as_before_when_the_last_one_is_done():
     before = F.dropout, F.scaled_dot_product_attention
-    first, second = fast_dropout(Dropping()), fast_dropout(Dropping())
+    first, second = fast_step(Dropping()), fast_step(Dropping())
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)
