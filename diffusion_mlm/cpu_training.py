@@ -1,19 +1,23 @@
-"""What makes a step of training fast on a CPU: dropout and attention.
+"""What makes a step of training fast on a CPU: dropout, attention and the gradient of a tied embedding.
 
 PyTorch draws the numbers of a dropout one by one, at ten nanoseconds each, and attention with dropout has no fused
 kernel there: it computes in float32 and looks at its scores several times more than it must. Together that is a third
 of a training step of a small model. In bfloat16 the fused kernel without dropout is slow too, in the backward pass.
+
+The gradient of an embedding is as large as its table, zero but for the few rows that were looked up. Where the head
+has the same weight, whose gradient is whole, these rows are added to that one instead.
 """
 
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .modeling import unwrap
 from .packed_linear import multiplies_bfloat16
 
 _BITS = 16  # of a random number: p is kept to within 2**-17
@@ -21,15 +25,20 @@ _SHORT = 256  # keys, for which scores in memory cost less than the backward pas
 _MOST_THREADS = 4  # beyond, PyTorch's numbers, which it draws with all threads, come faster than these with one
 
 
-def fast_step(model: nn.Module) -> AbstractContextManager[Any]:
-    """Has `torch.nn.functional` call `dropout` and `attention` where that pays: in steps of training on a CPU.
+@contextmanager
+def fast_step(model: nn.Module) -> Iterator[None]:
+    """Has a step of training on a CPU, forward and backward, done as this module does it.
 
     For a whole step: layers whose activations are not kept run again in the backward pass, and must drop the same.
+    Gradients of a tied embedding are whole when it ends.
     """
     parameter = next(model.parameters(), None)
-    on_cpu = parameter is not None and parameter.device.type == "cpu"
-    pays = on_cpu and torch.get_num_threads() <= _MOST_THREADS and not _is_compiled(model)
-    return _in_place_of_torchs() if pays else nullcontext()
+    if parameter is None or parameter.device.type != "cpu" or _is_compiled(model):
+        yield
+        return
+    few = torch.get_num_threads() <= _MOST_THREADS
+    with _in_place_of_torchs() if few else nullcontext(), _rows_of_gradient(unwrap(model)):
+        yield
 
 
 def _is_compiled(model: nn.Module) -> bool:
@@ -122,3 +131,64 @@ def _attention(
 
 def _is_plain(x: Tensor) -> bool:
     return type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows of a table; their gradients go to a list, not into one of the size of the table."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor, found: list[tuple[Tensor, Tensor]]) -> Tensor:
+        ctx.ids, ctx.found = ids, found
+        return weight.detach()[ids]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        ctx.found.append((ctx.ids, gradients[0]))
+        return None, None, None
+
+
+@contextmanager
+def _rows_of_gradient(model: Any) -> Iterator[None]:
+    """Adds the gradient of a tied embedding to that of the head when the backward pass is over.
+
+    In one process only, and where nobody else looks at the gradient as it comes.
+    """
+    embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if not _is_tied(embedding, head) or torch.distributed.is_initialized():
+        yield
+        return
+    weight = embedding.weight
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def forward(ids: Tensor) -> Tensor:
+        return _LookUp.apply(weight, ids, found)  # type: ignore[no-untyped-call,no-any-return]
+
+    embedding.forward = forward
+    try:
+        yield
+    finally:
+        del embedding.forward
+    with torch.no_grad():
+        for ids, gradient in found:
+            if weight.grad is None:  # the head had no part in it
+                weight.grad = torch.zeros_like(weight)
+            if embedding.padding_idx is not None:
+                gradient = gradient.masked_fill(ids.eq(embedding.padding_idx).unsqueeze(-1), 0)
+            weight.grad.index_add_(0, ids.flatten(), gradient.flatten(0, -2).to(weight.dtype))
+
+
+def _is_tied(embedding: Any, head: Any) -> bool:
+    """Whether a plain embedding has the weight of a plain head, which is trained."""
+    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.weight is not embedding.weight:
+        return False
+    weight = embedding.weight
+    alone = not weight._backward_hooks and not weight._post_accumulate_grad_hooks
+    as_usual = embedding.max_norm is None and not embedding.scale_grad_by_freq and not embedding.sparse
+    return (
+        type(weight) is nn.Parameter
+        and weight.requires_grad
+        and alone
+        and as_usual
+        and "forward" not in vars(embedding)
+    )

@@ -66,7 +66,7 @@ _ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "inde
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "quality": {"temperature": 0.8},
-    "fast": {"adaptive": "independent"},
+    "fast": {"adaptive": "independent", "adaptive_bound": 0.1, "top_p": 0.87},
     "greedy": {"sampling": "greedy"},
     "faithful": {"order": "random", "top_p": 1.0},
     "guide": {"steps": 10, "order": "random", "remask": "renoise"},

@@ -1,6 +1,8 @@
-"""A step on a CPU: dropout has the law of torch's, and attention is torch's."""
+"""A step on a CPU: dropout has the law of torch's, attention and gradients are torch's."""
 
+import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from transformers import RobertaConfig, RobertaForMaskedLM
 
 from diffusion_mlm import cpu_training
 from diffusion_mlm.cpu_training import attention, dropout, fast_step
@@ -217,3 +220,80 @@ def test_torch_is_as_before_when_the_last_one_is_done():
     assert F.dropout is not before[0]
     second.__exit__(None, None, None)
     assert (F.dropout, F.scaled_dot_product_attention) == before
+
+
+def model_of(**how):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    return RobertaForMaskedLM(RobertaConfig(vocab_size=40, **sizes, **how)).eval()
+
+
+IDS = torch.tensor([[5, 6, 7, 7, 7, 1], [8, 39, 5, 9, 1, 1]])  # 1 is padding
+
+
+def gradients(model, context, steps=1, dtype=None):
+    with context:
+        for _ in range(steps):
+            with torch.autocast("cpu", dtype, enabled=dtype is not None):
+                loss = model(input_ids=IDS, labels=IDS).loss
+            loss.backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_gradients_are_those_of_torch(tied, wrapped, steps, dtype):
+    model = model_of(tie_word_embeddings=tied)
+    around = nn.ModuleDict({"module": model}) if wrapped else model
+    expected = gradients(copy.deepcopy(model), nullcontext(), steps, dtype)
+    found = gradients(model, fast_step(around), steps, dtype)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, expected[name], atol=1e-6 if dtype is None else 5e-3), name
+    assert "forward" not in vars(model.get_input_embeddings())
+
+
+def test_gradients_of_an_embedding_alone_are_whole_too():
+    model = model_of()
+    embedding = model.get_input_embeddings()
+    weights = torch.randn(*IDS.shape, 16)
+    (embedding(IDS) * weights).sum().backward()
+    expected, embedding.weight.grad = embedding.weight.grad, None
+    with fast_step(model):
+        (embedding(IDS) * weights).sum().backward()
+    assert torch.allclose(embedding.weight.grad, expected)
+    assert embedding.weight.grad[1].eq(0).all()
+
+
+def takes_rows(model):
+    with fast_step(model):
+        return "forward" in vars(model.get_input_embeddings())
+
+
+def changed(change):
+    model = model_of()
+    change(model.get_input_embeddings())
+    return model
+
+
+def test_rows_of_gradient_are_taken_only_where_the_head_has_the_rest(monkeypatch):
+    assert takes_rows(model_of())
+    assert not takes_rows(model_of(tie_word_embeddings=False))
+    assert not takes_rows(changed(lambda embedding: embedding.weight.requires_grad_(False)))
+    assert not takes_rows(changed(lambda embedding: embedding.weight.register_hook(lambda gradient: gradient)))
+    assert not takes_rows(
+        changed(lambda embedding: embedding.weight.register_post_accumulate_grad_hook(lambda weight: None))
+    )
+    for name, value in {"scale_grad_by_freq": True, "sparse": True, "max_norm": 1.0}.items():
+        assert not takes_rows(changed(lambda embedding, name=name, value=value: setattr(embedding, name, value)))
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert not takes_rows(model_of())
+
+
+def test_a_step_that_fails_leaves_the_embedding_as_it_was():
+    model = model_of()
+    with pytest.raises(RuntimeError, match="stop"), fast_step(model):
+        raise RuntimeError("stop")
+    assert "forward" not in vars(model.get_input_embeddings())
