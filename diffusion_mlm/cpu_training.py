@@ -65,7 +65,8 @@ def dropout(x: Tensor, p: float) -> Tensor:
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, p: float, scale: float) -> Tensor:
     """Scaled dot-product attention, with dropout of its weights if `p` > 0; shapes as torch's, `(B, H, L, D)`.
 
-    Scores are in the format of the inputs, their softmax in float32. A query that sees no key gets a mean of values.
+    Scores are in the format of the inputs, as in the `eager` attention of transformers, and their softmax in float32,
+    where a fused kernel has both. A query that sees no key gets a mean of values.
 
     Args:
         mask (`torch.Tensor`, *optional*): bool, True where a key is seen, or numbers that are added to the scores.
@@ -155,7 +156,8 @@ def _rows_of_gradient(model: Any) -> Iterator[None]:
     """
     embedding: Any = getattr(model, "get_input_embeddings", lambda: None)()
     head = getattr(model, "get_output_embeddings", lambda: None)()
-    if not _is_tied(embedding, head) or torch.distributed.is_initialized():
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if several or not _is_tied(embedding, head):
         yield
         return
     weight = embedding.weight

@@ -94,7 +94,8 @@ def load_generator(
     """A model ready to generate and its tokenizer, from a directory or the Hub (`source`: see `load_model`).
 
     The model's `generation_config` is the `DiffusionGenerationConfig` saved beside it, or the defaults. On a CPU its
-    matrices are packed when they are first used, which takes their memory twice (see `packed_linear`).
+    matrices are packed when they are first used, which takes their memory twice; `packed_linear.unpack_linears` makes
+    plain `torch.nn.Linear` of its layers again, which quantization and the like look for.
 
     Raises:
         ValueError: see `modeling.load_model`; or the tokenizer cannot be loaded or has no mask token; or

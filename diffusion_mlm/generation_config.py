@@ -60,13 +60,13 @@ DEFAULTS: dict[str, Any] = {
     "sampler": None,
 }
 _NOT_OF_A_PRESET = ("max_new_tokens", "stride", "num_return_sequences", "batch_size", "sampler")
-_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.07}
+_ADAPTIVE_BOUNDS = {"threshold": 0.9, "factor": 1.0, "entropy_bound": 0.5, "independent": 0.1}
 
 # What each preset changes; everything else but length, number and batch size is as in DEFAULTS.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "quality": {"temperature": 0.8},
-    "fast": {"adaptive": "independent", "adaptive_bound": 0.1, "top_p": 0.87},
+    "fast": {"adaptive": "independent", "top_p": 0.87},
     "greedy": {"sampling": "greedy"},
     "faithful": {"order": "random", "top_p": 1.0},
     "guide": {"steps": 10, "order": "random", "remask": "renoise"},
@@ -99,7 +99,7 @@ class DiffusionGenerationConfig(GenerationConfig):
             the probability that takes the mask rate from one step to the next, which is 1 - s / t for `linear`: the
             ancestral sampling of MDLM, LLaDA's and SMDM's loop of random remasking.
         adaptive (`str`, *optional*): reveal as many as the model is sure of: `threshold`, `factor`, `entropy_bound`,
-            `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.07) and at most `max_reveal` in a
+            `independent`, to the bound `adaptive_bound` (by default 0.9, 1, 0.5, 0.1) and at most `max_reveal` in a
             step; see `unmasking.AdaptiveCount`. `steps`, if given, is then the most that are made.
         block_length (`int`, *optional*): finish so many tokens before the next ones begin; 0 is off. By default 16
             where every token has a forward of its own and the surest come first, which was better on stories and on

@@ -27,7 +27,8 @@ def multiplies_bfloat16() -> bool:
 class PackedLinear(nn.Linear):
     """`torch.nn.Linear`, faster without gradients: packed at the first call, and again when the weight has changed.
 
-    A change by way of `weight.data` is noticed by some of the numbers, and not if it spares all of these.
+    A change by way of `weight.data` is noticed by some of the numbers (of an output embedding, by one or more in each
+    row), and not if it spares all of these.
     """
 
     lengthens_rows = False  # whether results are views of rows that begin where a cache line does, see `aligned_head`
@@ -51,7 +52,8 @@ class PackedLinear(nn.Linear):
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             return False
         weight = self.weight
-        plain = type(weight) is nn.Parameter and not weight.is_inference() and weight.device.type == "cpu"
+        plain = type(weight) is nn.Parameter and weight.is_contiguous() and not weight.is_inference()
+        plain = plain and weight.device.type == "cpu"
         alike = input.device == weight.device and input.dtype == weight.dtype
         pays = weight.dtype != torch.float32 or input.numel() * len(weight) >= _LEAST
         return plain and alike and pays and not torch.is_autocast_enabled("cpu")
@@ -60,11 +62,12 @@ class PackedLinear(nn.Linear):
         weight = self.weight
         now = (weight.data_ptr(), weight._version, weight.dtype)
         if self._packed_of != now or self._packed_probes is None or not torch.equal(*self._packed_probes):
-            distance = max(weight.numel() // _PROBES, 1)
+            one_per_row = max(self.in_features - 1, 1)
+            distance = one_per_row if self.lengthens_rows else max(weight.numel() // _PROBES, 1)
             while math.gcd(distance, self.in_features) > 1:  # all would be of the same few columns
                 distance += 1
-            seen = weight.detach().reshape(-1)[::distance]
-            self._packed = _pack(F.pad(weight.detach(), (0, 0, 0, self._more_rows())))
+            seen, more = weight.detach().view(-1)[::distance], self._more_rows()
+            self._packed = _pack(F.pad(weight.detach(), (0, 0, 0, more)) if more else weight)
             self._packed_of, self._packed_probes = now, (seen, seen.clone())
         return self._packed
 
@@ -72,7 +75,7 @@ class PackedLinear(nn.Linear):
         """Moves the layer, to be a plain one where it is not on a CPU; what was packed does not come along."""
         self._packed = self._packed_of = self._packed_probes = None
         super()._apply(fn, recurse)
-        if self.weight.device.type != "cpu":
+        if type(self) is PackedLinear and self.weight.device.type != "cpu":
             _unpack(self)
         return self
 

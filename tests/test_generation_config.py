@@ -292,6 +292,8 @@ def test_independent_positions_have_a_distance_of_their_own() -> None:
 def test_the_bound_of_an_adaptive_rule_has_a_default_of_its_own() -> None:
     bounds = {rule: DiffusionGenerationConfig(adaptive=rule).to_adaptive().bound for rule in ("threshold", "factor")}  # type: ignore[union-attr]
     assert bounds == {"threshold": 0.9, "factor": 1.0}
+    assert DiffusionGenerationConfig(preset="fast", adaptive="threshold").to_adaptive().bound == 0.9  # type: ignore[union-attr]
+    assert DiffusionGenerationConfig(preset="fast", adaptive=None).to_adaptive() is None
     assert DiffusionGenerationConfig(adaptive="threshold", adaptive_bound=0.5, max_reveal=3).to_adaptive().most == 3  # type: ignore[union-attr]
 
 

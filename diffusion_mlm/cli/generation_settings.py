@@ -56,7 +56,7 @@ class GenerationSettings(CheckpointArguments):
         "reveal", "As many tokens a step as the schedule plans, or each token by chance.", "planned"
     )
     adaptive: str | None = setting("adaptive", "Reveal as many as the model is sure of.", "off")
-    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.07")
+    adaptive_bound: float | None = setting("adaptive_bound", "Of --adaptive.", "0.9, 1.0, 0.5 or 0.1")
     max_reveal: int | None = setting("max_reveal", "Of --adaptive: the most in one step.", "unlimited")
     block_length: int | None = setting(
         "block_length",
