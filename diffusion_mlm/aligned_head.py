@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .packed_linear import multiplies_bfloat16
-
-_LINE = 64  # bytes of a cache line
+from .packed_linear import CACHE_LINE, multiplies_bfloat16
 
 
 @contextmanager
@@ -26,7 +24,7 @@ def aligned_rows(head: Any) -> Iterator[None]:
     def forward(hidden_states: Tensor) -> Tensor:
         flat = hidden_states.flatten(0, -2)
         size = len(head.weight)
-        line = _LINE // flat.element_size()
+        line = CACHE_LINE // flat.element_size()
         logits = flat.new_empty(len(flat), -(-size // line) * line)[:, :size]
         if head.bias is None:
             torch.mm(flat, head.weight.T, out=logits)
@@ -47,7 +45,7 @@ def _pays(head: Any) -> bool:
         and type(head.weight) is nn.Parameter
         and head.weight.device.type == "cpu"
         and _multiplies(head.weight.dtype)
-        and not has_aligned_rows(head)
+        and not _has_aligned_rows(head)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")  # which would multiply in another format
         and head._compiled_call_impl is None
@@ -55,9 +53,9 @@ def _pays(head: Any) -> bool:
     )
 
 
-def has_aligned_rows(head: Any) -> bool:
+def _has_aligned_rows(head: Any) -> bool:
     """Whether the rows of logits of an output embedding begin where cache lines do anyway."""
-    return bool(len(head.weight) * head.weight.element_size() % _LINE == 0)
+    return bool(len(head.weight) * head.weight.element_size() % CACHE_LINE == 0)
 
 
 def _multiplies(dtype: torch.dtype) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 _ROWS = 256  # for which the order of blocks is chosen; it hardly depends on them
 _LEAST = 2**24  # multiplications of float32 numbers; for fewer a call of oneDNN takes longer than it saves
 _PROBES = 64  # numbers of a weight that tell whether it has changed
-_LINE = 64  # bytes of a cache line
+CACHE_LINE = 64  # bytes of a cache line
 
 
 def multiplies_bfloat16() -> bool:
@@ -46,7 +46,7 @@ class PackedLinear(nn.Linear):
         return output[..., : len(self.weight)] if more else output
 
     def _more_rows(self) -> int:
-        return -len(self.weight) % (_LINE // self.weight.itemsize) if self.lengthens_rows else 0
+        return -len(self.weight) % (CACHE_LINE // self.weight.itemsize) if self.lengthens_rows else 0
 
     def _may_pack(self, input: Tensor) -> bool:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
